@@ -1,0 +1,1 @@
+"""What crosses a wire in Outbid: messages, subjects, errors, declarations. No I/O, nothing of ours imported."""

@@ -1,0 +1,91 @@
+"""What an administrator asks of one node: `mesh.admin.<node>.<verb>`. Only the role admin may; answers mirror the
+format.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from outbid_contracts.ids import NodeId
+from outbid_contracts.messages import Message
+
+
+class InviteRequest(Message, frozen=True, kw_only=True):
+    """`invite`. A guest offers only `capabilities` (all if empty), runs at most `slots` jobs, for `guest_s` seconds."""
+
+    valid_s: Annotated[float, Meta(gt=0, le=7 * 86_400)] = 600.0
+    uses: Annotated[int, Meta(ge=1, le=1000)] = 1
+    guest: bool = False
+    capabilities: tuple[str, ...] = ()
+    slots: Annotated[int, Meta(ge=1)] | None = None
+    guest_s: Annotated[float, Meta(gt=0)] | None = None
+
+
+class InviteReply(Message, frozen=True, kw_only=True):
+    """`restarting`: the node was closed to the network and opens itself now; ask again in a moment, there is no code
+    yet.
+    """
+
+    restarting: bool = False
+    code: str = ""
+    valid_s: float = 0.0
+    uses: int = 0
+    port: int = 0
+    addresses: tuple[str, ...] = ()
+
+
+class InvitationsReply(Message, frozen=True, kw_only=True):
+    """`invitations`: the public part of each open code, and who came in by it."""
+
+    open: tuple[str, ...] = ()
+    joined: tuple[str, ...] = ()
+
+
+class RekeyRequest(Message, frozen=True, kw_only=True):
+    """`rekey`: give the mesh a new key. Nodes in `without` (ids or names), and those not there now, are out."""
+
+    without: tuple[str, ...] = ()
+
+
+class RekeyReply(Message, frozen=True, kw_only=True):
+    """Names: who follows, who was left out on purpose, who did not answer (and must join again)."""
+
+    followed: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()
+
+
+class NewKey(Message, frozen=True, kw_only=True):
+    """Node to node (`mesh.node.<id>.rekey`): the new mesh key in a box that only that node opens; switch at `at_s`
+    (Unix).
+    """
+
+    box: bytes
+    at_s: float
+
+
+class RevokeRequest(Message, frozen=True, kw_only=True):
+    """`revoke`: the credentials made under this name until now are refused everywhere."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=63)]
+
+
+class RevokeReply(Message, frozen=True, kw_only=True):
+    """How many other nodes know already; those not here now learn it when they return."""
+
+    name: str
+    told: int
+    silent: int
+
+
+class Revocations(Message, frozen=True, kw_only=True):
+    """Node to node (`mesh.node.<id>.revoked`): users by public key, with the Unix time up to which they are refused."""
+
+    users: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class Ok(Message, frozen=True, kw_only=True):
+    node: NodeId

@@ -1,0 +1,79 @@
+"""Every subject of the bus: who publishes, who listens, which message. Literal made by each function stands above it.
+
+| subject | direction | message |
+|---|---|---|
+| `mesh.<capability>` | face -> any node (queue group) | request, see `requests.py`; reply or stream |
+| `mesh.jobs.<verb>`, `mesh.nodes.list`, `mesh.models.list` | face -> any node (queue group) | see `requests.py` |
+| `mesh.node.<id>.cfp` | owner -> each node it asks | CallForProposals; reply Bid or Decline |
+| `mesh.node.<id>.award` | owner -> winner | Award; reply Accepted or Declined |
+| `mesh.node.<id>.settle` | winner -> owner | Settle; reply Settled |
+| `mesh.node.<id>.lease` | owner -> winner | LeaseCheck; reply LeaseState |
+| `mesh.node.<id>.cancel` | owner -> winner | CancelAttempt; no reply |
+| `mesh.node.<id>.jobs` | node -> node | JobQuery; reply JobList |
+| `mesh.node.<id>.rekey`, `mesh.node.<id>.revoked` | node -> node | NewKey; Revocations, see `admin.py` |
+| `mesh.admin.<id>.<verb>` | administrator -> one node | see `admin.py` |
+| `mesh.presence.<id>` | node -> all | Presence, every second and when it changes |
+| `mesh.hello` | new node -> all | its id or nothing; each other node sends its Presence |
+| `mesh.suspect` | node -> all | id of a node that does not answer, as text; each asks it before it believes that |
+| `mesh.capacity.<id>` | node -> all | Capacity: a full node has a free slot again |
+| `mesh.job.<id>.event` | owner -> whoever watches | JobEvent without chunks or result, JSON |
+"""
+
+from __future__ import annotations
+
+from outbid_contracts.ids import JobId, NodeId
+
+OWNERS = "owners"
+"""Queue group of the daemons' request endpoints; NATS prefers the member on the caller's own server."""
+
+RESERVED = frozenset(
+    {"admin", "node", "nodes", "presence", "hello", "suspect", "capacity", "job", "jobs", "models", "event"}
+)
+"""First words a capability's name may not have, because the subject `mesh.<word>` is taken."""
+
+
+# mesh.llm.chat
+def capability(name: str) -> str:
+    return f"mesh.{name}"
+
+
+# mesh.jobs.list
+def jobs(verb: str) -> str:
+    return f"mesh.jobs.{verb}"
+
+
+NODES = "mesh.nodes.list"
+MODELS = "mesh.models.list"
+HELLO = "mesh.hello"
+SUSPECT = "mesh.suspect"
+
+
+# mesh.node.7k2f9qzt.award
+def node(id: NodeId, verb: str) -> str:
+    return f"mesh.node.{id}.{verb}"
+
+
+# mesh.admin.7k2f9qzt.invite
+def admin(id: NodeId, verb: str) -> str:
+    return f"mesh.admin.{id}.{verb}"
+
+
+# mesh.presence.7k2f9qzt
+def presence(id: NodeId) -> str:
+    return f"mesh.presence.{id}"
+
+
+PRESENCE_ALL = "mesh.presence.*"
+
+
+# mesh.capacity.7k2f9qzt
+def capacity(id: NodeId) -> str:
+    return f"mesh.capacity.{id}"
+
+
+CAPACITY_ALL = "mesh.capacity.*"
+
+
+# mesh.job.01k3m2v7x0.event
+def job_event(id: JobId) -> str:
+    return f"mesh.job.{id}.event"
