@@ -1,0 +1,1 @@
+"""The servers of one node, and how nodes find each other."""

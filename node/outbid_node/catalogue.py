@@ -1,0 +1,95 @@
+"""What this node can do: declarations, which of them can run here, their models, and how fast they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from outbid_contracts.capability import Capability, Machine, ModelFile
+from outbid_contracts.errors import UnknownCapability, UnknownModel
+from outbid_node.estimate import Speed, Speeds
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One capability on this node. `missing` says why it cannot run here, empty if it can."""
+
+    capability: Capability
+    settings: Mapping[str, Any]
+    models: Sequence[ModelFile]
+    missing: str
+
+    default_model: ModelFile | None = None
+
+
+class Catalogue:
+    """All declared capabilities by name, with what this machine has for them."""
+
+    def __init__(
+        self,
+        declarations: Mapping[str, Capability],
+        sections: Mapping[str, msgspec.Struct],
+        speeds: Speeds,
+        machine: Machine,
+        only: Collection[str] = (),
+    ) -> None:
+        """`only`: a guest offers no other capabilities than these (all, if empty)."""
+        self._only = only
+        self.speeds = speeds
+        self.machine = machine
+        self._speeds: dict[tuple[str, str | None], Speed] = {}
+        self.entries = {name: self._entry(capability, sections) for name, capability in declarations.items()}
+
+    def usable(self) -> list[Entry]:
+        return [entry for entry in self.entries.values() if not entry.missing]
+
+    def declared(self, name: str) -> Capability:
+        """The declaration, also if it cannot run here. Raises UnknownCapability."""
+        if name not in self.entries:
+            raise UnknownCapability(f"no capability {name!r}; known are {', '.join(sorted(self.entries))}")
+        return self.entries[name].capability
+
+    def find(self, name: str, model: str | None) -> tuple[Entry, ModelFile | None]:
+        """The entry and model for a job. Raises UnknownCapability or UnknownModel, saying what this node has
+        instead.
+        """
+        entry = self.entries.get(name)
+        if entry is None or entry.missing:
+            raise UnknownCapability(entry.missing if entry else f"this node has no capability {name!r}")
+        if model is None:
+            return entry, entry.default_model
+        for candidate in entry.models:
+            if candidate.name == model:
+                return entry, candidate
+        have = ", ".join(candidate.name for candidate in entry.models) or "none"
+        raise UnknownModel(f"this node has no model {model!r} for {name} (it has: {have})")
+
+    def speed(self, capability: Capability, model: ModelFile | None) -> Speed:
+        key = (capability.name, model.name if model else None)
+        if key not in self._speeds:
+            self._speeds[key] = self.speeds.of(*key, capability.prior(model, self.machine))
+        return self._speeds[key]
+
+    def _entry(self, capability: Capability, sections: Mapping[str, msgspec.Struct]) -> Entry:
+        section = sections.get(capability.section)
+        settings = msgspec.to_builtins(section) if section is not None else {}
+        capability = dataclasses.replace(capability, slots=settings.get("slots", capability.slots))
+        try:
+            missing = capability.missing(settings) or ""
+            models = () if missing else tuple(capability.models(settings))
+        except Exception as error:  # third-party code: a broken declaration costs that capability, not the node
+            log.exception("capability %s is broken", capability.name, extra={"action": "capability_broken"})
+            return Entry(capability, settings, (), f"its declaration failed: {error}")
+        if self._only and capability.name not in self._only:
+            missing = f"this node is a guest and offers only {', '.join(self._only)}"
+        if not missing and capability.needs_model and not models:
+            missing = "no model found; name a file with the section's `models` setting"
+        default = next((model for model in models if model.default), models[0] if models else None)
+        return Entry(capability, settings, models, missing, default)

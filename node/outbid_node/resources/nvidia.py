@@ -1,0 +1,125 @@
+"""NVIDIA graphics processors through NVML (the extra `nvidia`: nvidia-ml-py, which only calls the driver's library)."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from outbid_contracts.messages import Gpu
+from outbid_node.resources.files import Files, asleep, text
+
+NVIDIA = "0x10de"
+_DISPLAY = "0x03"
+"""PCI class of display controllers."""
+
+
+class NvmlMissing(Exception):
+    """An NVIDIA GPU is here, but nothing to read it with."""
+
+
+class Nvidia:
+    """`nvml` None: the real module, if it is installed. No driver means no GPU, and is asked again at each read."""
+
+    def __init__(self, files: Files, nvml: Any = None) -> None:
+        self._files = files
+        self._nvml = nvml
+        self._begun = False
+        self._last: list[Gpu] = []
+
+    def read(self) -> list[Gpu]:
+        """Raises NvmlMissing, or an NVMLError that concerns the whole driver; the next read starts afresh."""
+        asleep_here = self._sleeping()
+        if asleep_here and all(asleep_here):
+            return [_idle(gpu) for gpu in self._last]
+        if not self._begin(has_gpu=bool(asleep_here)):
+            return []
+        try:
+            self._last = [self._gpu(index) for index in range(self._nvml.nvmlDeviceGetCount())]
+        except Exception:
+            self._end()
+            raise
+        return self._last
+
+    def _sleeping(self) -> list[bool]:
+        """Of each NVIDIA display controller that Linux sees, whether it is powered down. NVML would wake it."""
+        devices = self._files.glob("sys/bus/pci/devices/*")
+        mine = [device for device in devices if text(device / "vendor") == NVIDIA]
+        return [asleep(device) for device in mine if (text(device / "class") or "").startswith(_DISPLAY)]
+
+    def _begin(self, *, has_gpu: bool) -> bool:
+        """False if there is no driver."""
+        if self._begun:
+            return True
+        if self._nvml is None:
+            try:
+                self._nvml = importlib.import_module("pynvml")
+            except ImportError:
+                if has_gpu:
+                    raise NvmlMissing("nvidia-ml-py is not installed; pip install 'outbid[nvidia]'") from None
+                return False
+        try:
+            self._nvml.nvmlInit()
+        except self._nvml.NVMLError as error:
+            absent = (self._nvml.NVML_ERROR_LIBRARY_NOT_FOUND, self._nvml.NVML_ERROR_DRIVER_NOT_LOADED)
+            if getattr(error, "value", None) in absent:
+                return False
+            raise
+        self._begun = True
+        return True
+
+    def _end(self) -> None:
+        self._begun = False
+        with suppress(Exception):
+            self._nvml.nvmlShutdown()
+
+    def _gpu(self, index: int) -> Gpu:
+        """What one device does not support is None."""
+        nvml = self._nvml
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        memory = self._maybe(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
+        return Gpu(
+            name=_text(self._maybe(lambda: nvml.nvmlDeviceGetName(handle))) or f"NVIDIA GPU {index}",
+            vendor="nvidia",
+            memory_mib=None if memory is None else int(memory.total) >> 20,
+            memory_free_mib=None if memory is None else int(memory.free) >> 20,
+            unified=memory is None,  # GB10, Jetson: the memory is the machine's
+            busy_percent=self._maybe(lambda: float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)),
+            temperature_c=self._temperature(handle),
+            power_w=self._maybe(lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000),
+        )
+
+    def _temperature(self, handle: Any) -> float | None:
+        """The second function is announced to go with CUDA 14; drivers before 2025 have only that one."""
+        for name in ("nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature"):
+            if (ask := getattr(self._nvml, name, None)) is None:
+                continue
+            if (found := self._maybe(partial(ask, handle, 0))) is not None:
+                return float(found)
+        return None
+
+    def _maybe(self, ask: Callable[[], Any]) -> Any:
+        try:
+            return ask()
+        except self._nvml.NVMLError as error:
+            lost = (self._nvml.NVML_ERROR_UNINITIALIZED, self._nvml.NVML_ERROR_GPU_IS_LOST)
+            if getattr(error, "value", None) in lost:
+                raise
+            return None
+
+
+def _idle(gpu: Gpu) -> Gpu:
+    return Gpu(
+        name=gpu.name,
+        vendor=gpu.vendor,
+        memory_mib=gpu.memory_mib,
+        memory_free_mib=gpu.memory_mib,
+        unified=gpu.unified,
+        busy_percent=0.0,
+    )
+
+
+def _text(name: str | bytes | None) -> str:
+    return name.decode(errors="replace") if isinstance(name, bytes) else name or ""
