@@ -1,0 +1,15 @@
+"""Outbid from inside your own program.
+
+from outbid import Mesh
+
+async with Mesh() as mesh:
+    async for chunk in mesh.chat("Why is the sky blue?"):
+        print(chunk.text, end="")
+"""
+
+from outbid.chat import ChatStream, Reply
+from outbid.mesh import Mesh
+from outbid_contracts.errors import OutbidError
+from outbid_contracts.policy import Policy
+
+__all__ = ["ChatStream", "Mesh", "OutbidError", "Policy", "Reply"]

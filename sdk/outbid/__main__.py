@@ -1,0 +1,5 @@
+"""`python -m outbid` is the `outbid` command."""
+
+from outbid.cli import main
+
+main()

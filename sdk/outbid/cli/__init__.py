@@ -1,0 +1,5 @@
+"""The `outbid` command."""
+
+from outbid.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,318 @@
+"""How listings look: tables for people, JSON for programs. Nothing here asks the mesh anything."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from outbid_contracts.admin import InviteReply
+from outbid_contracts.announced import Announced, remedy
+from outbid_contracts.codec import VERSION
+from outbid_contracts.errors import OutbidError
+from outbid_contracts.ids import NodeId
+from outbid_contracts.messages import BidSheet, Considered, Gpu, JobRecord, Resources
+from outbid_contracts.requests import JobsReply, ModelView, NodeView
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def say(message: Any) -> None:
+    """One JSON object on one line."""
+    sys.stdout.write(msgspec.json.encode(message).decode() + "\n")
+    sys.stdout.flush()
+
+
+def error(error: OutbidError) -> None:
+    sys.stderr.write(f"outbid: {error.message}\n")
+
+
+def _table(*columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left")
+    return table
+
+
+def _print(*parts: Any) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    for part in parts:
+        console.print(part)
+
+
+# -- nodes and models --------------------------------------------------------------------------------------------------
+
+
+def nodes(views: Sequence[NodeView], *, as_json: bool) -> None:
+    if as_json:
+        say(views)
+        return
+    columns = ("node", "id", "state", "zone", ">cores", ">load", ">memory free", "gpu", "battery")
+    table = _table(*columns, ">running", ">rtt", "offers")
+    for view in views:
+        presence = view.presence
+        resources = presence.resources
+        table.add_row(
+            f"{presence.name} (here)" if view.here else presence.name,
+            presence.node,
+            presence.state,
+            presence.zone,
+            str(resources.cpu_count),
+            "–" if resources.cpu_percent is None else f"{resources.cpu_percent:.0f} %",
+            f"{resources.memory_free_mib / 1024:.1f} GiB",
+            _gpus(resources),
+            _battery(resources),
+            str(presence.running),
+            f"{view.rtt_ms:.1f} ms" if view.rtt_ms is not None else "–",
+            ", ".join(sorted({offer.capability for offer in presence.offers})) or "nothing",
+        )
+    _print(table, *_remarks(views))
+
+
+def _gpus(resources: Resources) -> str:
+    """As `RTX 4090 20/24 GiB 64 °C`, one line for each."""
+    return "\n".join(map(_gpu, resources.gpus)) or "–"
+
+
+def _gpu(gpu: Gpu) -> str:
+    parts = [gpu.name.removeprefix("NVIDIA ").removeprefix("GeForce ").removeprefix("AMD ")]
+    if gpu.memory_mib is not None:
+        free = "" if gpu.memory_free_mib is None else f"{gpu.memory_free_mib / 1024:.0f}/"
+        parts.append(f"{free}{gpu.memory_mib / 1024:.0f} GiB{' shared' if gpu.unified else ''}")
+    parts += [] if gpu.temperature_c is None else [f"{gpu.temperature_c:.0f} °C"]
+    parts += [] if gpu.power_w is None else [f"{gpu.power_w:.0f} W"]
+    return " ".join(parts)
+
+
+def _battery(resources: Resources) -> str:
+    if resources.battery_percent is None:
+        return "–"
+    left = resources.battery_left_s
+    discharging = f" ({left / 3600:.1f} h left)" if left is not None else " (discharging)"
+    return f"{resources.battery_percent:.0f} %{discharging if resources.on_battery else ''}"
+
+
+def _remarks(views: Sequence[NodeView]) -> Iterable[str]:
+    for view in views:
+        for trouble in view.presence.trouble:
+            yield f"[red]{view.presence.name}: {trouble}[/red]"
+        for capability, why in sorted(view.presence.missing.items()):
+            if not capability.startswith("test."):
+                yield f"[dim]{view.presence.name} has no {capability}: {why}[/dim]"
+
+
+def on_air(found: Sequence[Announced], this_node: NodeId | None, *, as_json: bool) -> None:
+    """What `outbid discover` heard. Which mesh is ours is known by the local node being among them."""
+    ours = next((it.mesh for it in found if it.node == this_node), None)
+    if as_json:
+        whose = {None: "unknown", True: "this", False: "other"}
+        say([msgspec.to_builtins(it) | {"whose": whose[None if ours is None else it.mesh == ours]} for it in found])
+        return
+    if not found:
+        sys.stdout.write("no node announces itself on the networks of this machine\n")
+        return
+    table = _table("node", "mesh", "ours", "version", "address", ">cores", "gpu", "battery", ">disk free", "offers")
+    for it in found:
+        cells = (
+            f"{it.name} (here)" if it.node == this_node else it.name,
+            it.mesh[:16],
+            "?" if ours is None else "yes" if it.mesh == ours else "no",
+            it.version,
+            ", ".join(
+                f"[{address}]:{it.port}" if ":" in address else f"{address}:{it.port}" for address in it.addresses
+            ),
+            *_announced(it.txt),
+        )
+        table.add_row(*map(_plain, cells))
+    _print(table, *_incompatible(found, ours))
+
+
+def _plain(text: str) -> str:
+    """Anybody on the network may have written it: no markup, nothing that steers a terminal."""
+    from rich.markup import escape
+
+    return escape("".join(sign if sign.isprintable() else "?" for sign in text))
+
+
+def _announced(txt: Mapping[str, str]) -> Iterable[str]:
+    number = f"{txt['gpus']}x " if "gpus" in txt else ""
+    memory = txt.get("gpu_mib", "")
+    gib = f" {int(memory) / 1024:.0f} GiB" if memory.isdecimal() and len(memory) < 12 else ""
+    yield txt.get("cpus", "–")
+    yield f"{number}{txt['gpu']}{gib}" if "gpu" in txt else "–"
+    yield f"{txt['battery']} %{' (discharging)' if txt.get('power') == 'battery' else ''}" if "battery" in txt else "–"
+    yield f"{txt['disk_gib']} GiB" if "disk_gib" in txt else "–"
+    yield txt.get("caps", "").replace(",", ", ") or "–"
+
+
+def _incompatible(found: Sequence[Announced], ours: str | None) -> Iterable[str]:
+    for it in found:
+        if it.wire != VERSION and ours in (None, it.mesh):
+            yield f"[red]{_plain(remedy(it.name, it.wire))}[/red]"
+
+
+def models(views: Sequence[ModelView], *, as_json: bool) -> None:
+    if as_json:
+        say(views)
+        return
+    table = _table("model", "capability", "node", "loaded", ">free slots", "note")
+    for view in views:
+        note = view.blocked or ("default" if view.default else "")
+        loaded = "warm" if view.warm else "cold"
+        table.add_row(view.model, view.capability, view.name, loaded, f"{view.free} of {view.slots}", note)
+    _print(table if views else "no node has a model; `outbid nodes` says what is missing")
+
+
+# -- jobs --------------------------------------------------------------------------------------------------------------
+
+
+def jobs(reply: JobsReply, views: Sequence[NodeView], *, as_json: bool) -> None:
+    if as_json:
+        say(reply.jobs)
+        return
+    names = _names(views, reply.jobs)
+    table = _table("job", "state", "capability", "node", "owner", ">age", ">took", ">promised", ">attempts", "error")
+    now_ms = time.time_ns() // 1_000_000
+    for record in reply.jobs:
+        table.add_row(
+            record.id,
+            record.state,
+            record.capability,
+            names.get(record.node or "", record.node or "–"),
+            names.get(record.owner, record.owner),
+            _ago((now_ms - record.created_ms) / 1000),
+            _seconds(record.took_s),
+            _seconds(record.promised_s),
+            str(len(record.attempts)),
+            record.error.message[:60] if record.error else "",
+        )
+    silent = [f"[yellow]{name} did not answer; its jobs are not shown[/yellow]" for name in reply.silent]
+    _print(table if reply.jobs else "no jobs yet", *silent)
+
+
+def cancelled(record: JobRecord, *, as_json: bool) -> None:
+    if as_json:
+        say(record)
+    else:
+        _print(f"job {record.id} is {record.state}")
+
+
+def why(record: JobRecord, views: Sequence[NodeView], *, as_json: bool) -> None:
+    if as_json:
+        say(_why_json(record))
+        return
+    names = _names(views, [record])
+    policy = record.policy
+    extra = [f"{key} {value}" for key, value in msgspec.to_builtins(policy).items() if value and key != "goal"]
+    _print(f"job [bold]{record.id}[/bold]  {record.capability}  goal {policy.goal}  {'  '.join(extra)}  {record.state}")
+    for sheet in record.sheets:
+        _print("", *_sheet(sheet, names))
+    for attempt in record.attempts:
+        if attempt.error:
+            _print(f"attempt {attempt.attempt} on {names.get(attempt.node, attempt.node)}: {attempt.error.message}")
+            if attempt.traceback:
+                _print(f"[dim]{attempt.traceback}[/dim]")
+    if record.took_s is not None:
+        _print("", f"took {_seconds(record.took_s)}, promised {_seconds(record.promised_s)}")
+    if record.error:
+        _print("", f"[red]{record.error.message}[/red]")
+
+
+def _sheet(sheet: BidSheet, names: dict[str, str]) -> Iterable[Any]:
+    how = {
+        "asked": f"{sheet.asked} nodes were asked",
+        "standing": "awarded from standing offers: the job is too short to ask for bids",
+        "only": "only one node could do it",
+    }[sheet.how]
+    yield f"attempt {sheet.attempt}: {how}, decided in {sheet.took_ms:.1f} ms"
+    if sheet.bids:
+        yield _bids(sheet)
+    for decline in sheet.declines:
+        yield f"[dim]{names.get(decline.node, decline.node)} declined ({decline.code}): {decline.reason}[/dim]"
+    if sheet.why:
+        yield f"[bold]{sheet.why}[/bold]"
+
+
+def _bids(sheet: BidSheet) -> Table:
+    columns = (">score", ">start", ">finish", ">p90", ">energy", ">cost", "model", "rests on")
+    table = _table("", "node", *columns)
+    for considered in sheet.bids:
+        bid = considered.bid
+        table.add_row(
+            "→" if bid.node == sheet.winner else "",
+            considered.name,
+            _score(considered),
+            _seconds(bid.start_s),
+            _seconds(bid.finish_s),
+            _seconds(bid.finish_p90_s),
+            f"{bid.energy_j:.3g} J",
+            f"${bid.cost_usd:.2g}",
+            ("warm" if bid.warm else "cold") + (f" {bid.model}" if bid.model else ""),
+            considered.excluded or bid.why,
+        )
+    return table
+
+
+def _score(considered: Considered) -> str:
+    return "excluded" if considered.excluded else f"{considered.score:.3g}"
+
+
+def _why_json(record: JobRecord) -> dict[str, Any]:
+    """The record, with the last auction's bids, declines and winner on top."""
+    last = record.sheets[-1] if record.sheets else None
+    return msgspec.to_builtins(record) | {  # type: ignore[no-any-return]
+        "bids": msgspec.to_builtins(last.bids) if last else [],
+        "declines": msgspec.to_builtins(last.declines) if last else [],
+        "winner": last.winner if last else None,
+        "why": last.why if last else "",
+    }
+
+
+def _names(views: Sequence[NodeView], records: Sequence[JobRecord]) -> dict[str, str]:
+    """By node id; of nodes that are gone, as they were called when they made their bids."""
+    bidders = (c for record in records for sheet in record.sheets for c in sheet.bids)
+    names: dict[str, str] = {c.bid.node: c.name for c in bidders}
+    return names | {view.presence.node: view.presence.name for view in views}
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value * 1000:.1f} ms" if value < 0.1 else f"{value:.2f} s"
+
+
+def _ago(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.0f} h"
+
+
+# -- joining -----------------------------------------------------------------------------------------------------------
+
+
+def line(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def invitation(reply: InviteReply, *, guest: bool, qr: bool) -> None:
+    minutes = max(1, round(reply.valid_s / 60))
+    command = f"outbid join {reply.code}"
+    if qr:
+        import segno
+
+        segno.make(command, error="m").terminal(compact=True)
+    as_what = " as a guest" if guest else ""
+    times = "once" if reply.uses == 1 else f"{reply.uses} times"
+    line(f"On the other machine{as_what}, within {minutes} min ({times}):\n\n    {command}\n")
+    if reply.addresses:
+        host = f"[{reply.addresses[0]}]" if ":" in reply.addresses[0] else reply.addresses[0]
+        line(f"If it does not find this machine:  {command} --peer {host}:{reply.port}")

@@ -1,0 +1,218 @@
+"""A face's connection to a node: requests, and streams that end with an empty message."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import MaxPayloadError, NoServersError
+
+from outbid_contracts.codec import Format, decode, encode
+from outbid_contracts.errors import (
+    ErrorBody,
+    NodeUnreachable,
+    NoNode,
+    OutbidError,
+    PayloadTooLarge,
+    UnknownCapability,
+    from_body,
+)
+from outbid_contracts.places import NODE_FILE, LocalNode, state_dir
+from outbid_contracts.roles import inbox_prefix
+
+SURE = 2
+"""Refusals to believe. A server that takes up a new configuration refuses everyone for some milliseconds."""
+
+CLOSE_TIMEOUT_S = 2.0
+
+_HEADERS = {"Content-Type": Format.MSGPACK.value}
+
+
+def local_node(state: str | os.PathLike[str] | None = None) -> LocalNode:
+    """The node running on this machine with that state folder. Raises NoNode if there is none."""
+    file: Path = state_dir(state) / NODE_FILE
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=LocalNode)
+    except FileNotFoundError as error:
+        raise NoNode(
+            f"no Outbid node runs with state folder {file.parent}; start one with `outbid up`, or name another folder "
+            "with --state DIR or OUTBID_STATE"
+        ) from error
+    except (OSError, msgspec.DecodeError) as error:
+        raise NoNode(f"{file} cannot be read ({error}); start the node again with `outbid up`") from error
+
+
+class AccessRefused(OutbidError):
+    """These credentials may not do that; `outbid creds` on a machine of the mesh makes others."""
+
+    code = "access_refused"
+    status = 403
+
+
+class _Exchange:
+    """One request that waits for its replies, or for the reason why there will be none."""
+
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
+        self.arrived: asyncio.Queue[Msg | OutbidError] = asyncio.Queue()
+
+
+class Connection:
+    """NATS for faces. Errors of the mesh come out as OutbidError."""
+
+    def __init__(self, url: str, creds: str | os.PathLike[str] | None = None) -> None:
+        """`creds`: a credentials file; without one the node lets nobody in."""
+        self.url = url
+        self._creds = creds or None
+        self._nc: Client = Client()
+        self._inbox = ""
+        self._numbers = itertools.count()
+        self._open: dict[str, _Exchange] = {}
+        self._refusals = 0
+        self._refused = asyncio.Event()
+
+    async def open(self) -> None:
+        """Raises NodeUnreachable if nothing listens there, AccessRefused if it does not let us in (nats-py itself
+        would try on in silence).
+        """
+        options = self._credentials()
+        try:
+            await self._knock()
+            await self._connect(options)
+        except (NoServersError, OSError, TimeoutError) as error:
+            raise NodeUnreachable(f"nothing answers at {self.url}; start the node with `outbid up`") from error
+
+    def _credentials(self) -> dict[str, Any]:
+        if self._creds is None:
+            return {}
+        try:
+            prefix = inbox_prefix(Path(self._creds).read_text())
+        except (OSError, ValueError) as error:
+            raise AccessRefused(f"the credentials {self._creds} cannot be used: {error}") from error
+        return {"user_credentials": str(self._creds), "inbox_prefix": prefix}
+
+    async def _connect(self, options: dict[str, Any]) -> None:
+        connecting = asyncio.ensure_future(
+            nats.connect(
+                self.url,
+                name="outbid sdk",
+                max_reconnect_attempts=40,
+                reconnect_time_wait=0.25,
+                connect_timeout=2,
+                error_cb=self._on_error,
+                closed_cb=self._on_closed,
+                pending_size=64 * 1024 * 1024,
+                **options,
+            )
+        )
+        refused = asyncio.ensure_future(self._refused.wait())
+        either: list[asyncio.Future[Any]] = [connecting, refused]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        refused.cancel()
+        if not connecting.done():
+            connecting.cancel()
+            await asyncio.wait([connecting])
+            raise AccessRefused(f"{self.url} does not let {self._creds or 'callers without credentials'} in")
+        self._nc = connecting.result()
+        self._inbox = self._nc.new_inbox()
+        await self._nc.subscribe(f"{self._inbox}.*", cb=self._on_reply)
+
+    async def _knock(self) -> None:
+        address = urlsplit(self.url if "//" in self.url else f"nats://{self.url}")
+        async with asyncio.timeout(3):
+            _, writer = await asyncio.open_connection(address.hostname, address.port or 4222)
+        writer.close()
+
+    async def close(self) -> None:
+        if not self._nc.is_closed:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self._nc.close()
+
+    async def _on_error(self, error: Exception) -> None:
+        """nats-py logs its reconnection attempts here, which nobody needs; but a refusal is an answer."""
+        text = str(error).lower()
+        if "authorization violation" in text:
+            self._refusals += 1
+            if self._refusals >= SURE:
+                self._refused.set()
+        for exchange in [one for one in self._open.values() if f'publish to "{one.subject.lower()}"' in text]:
+            exchange.arrived.put_nowait(AccessRefused(f"these credentials do not allow {exchange.subject}"))
+
+    async def _on_closed(self) -> None:
+        why = str(self._nc.last_error or "").lower()
+        lost: OutbidError = NodeUnreachable(f"the connection to {self.url} is lost")
+        if "authentication" in why or "authorization" in why:
+            lost = AccessRefused(f"these credentials are no longer valid ({why.removeprefix('nats: ')})")
+        for exchange in self._open.values():
+            exchange.arrived.put_nowait(lost)
+
+    async def request(self, subject: str, message: Any, type: Any, *, timeout_s: float | None) -> Any:
+        """One request, one reply. `timeout_s` None waits as long as it takes."""
+        async with aclosing(self._exchange(subject, message, timeout_s)) as replies:
+            async for msg in replies:
+                _raise_error(msg, subject)
+                return decode(msg.data, type)
+        raise NodeUnreachable("the node closed the stream without an answer")
+
+    async def stream(
+        self, subject: str, message: Any, type: Any, *, idle_timeout_s: float | None
+    ) -> AsyncIterator[Any]:
+        """One request, many replies until the empty one. `idle_timeout_s` bounds the wait for each."""
+        async with aclosing(self._exchange(subject, message, idle_timeout_s)) as replies:
+            async for msg in replies:
+                _raise_error(msg, subject)
+                if not msg.data:
+                    return
+                yield decode(msg.data, type)
+
+    async def _exchange(self, subject: str, message: Any, timeout_s: float | None) -> AsyncGenerator[Msg, None]:
+        """One subscription serves all exchanges: each new one would have to be made known to every server of the mesh
+        (0.7 ms per request with 5 nodes, 1.9 with 20).
+        """
+        inbox, exchange = f"{self._inbox}.{next(self._numbers)}", _Exchange(subject)
+        self._open[inbox] = exchange
+        try:
+            await self._send(subject, message, inbox)
+            while True:
+                try:
+                    async with asyncio.timeout(timeout_s):
+                        arrived = await exchange.arrived.get()
+                except TimeoutError as error:
+                    raise NodeUnreachable(f"no answer to {subject} within {timeout_s:g} s") from error
+                if isinstance(arrived, OutbidError):
+                    raise arrived
+                yield arrived
+        finally:
+            del self._open[inbox]
+
+    async def _on_reply(self, msg: Msg) -> None:
+        if (exchange := self._open.get(msg.subject)) is not None:
+            exchange.arrived.put_nowait(msg)
+
+    async def _send(self, subject: str, message: Any, inbox: str) -> None:
+        data = encode(message)
+        try:
+            await self._nc.publish(subject, data, reply=inbox, headers=_HEADERS)
+        except MaxPayloadError as error:
+            raise PayloadTooLarge(f"the request has {len(data) / 2**20:.1f} MiB; the node takes less") from error
+
+
+def _raise_error(msg: Msg, subject: str) -> None:
+    headers = msg.headers or {}
+    if not msg.data and headers.get("Status") == "503":
+        raise UnknownCapability(f"no node of the mesh answers {subject}; `outbid nodes` shows what there is")
+    if "Outbid-Error" in headers:
+        raise from_body(decode(msg.data, ErrorBody))
+    if "Nats-Service-Error" in headers:
+        raise OutbidError(headers["Nats-Service-Error"])

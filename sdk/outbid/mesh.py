@@ -1,0 +1,162 @@
+"""`Mesh`: the mesh as a Python object."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from outbid.chat import ChatStream
+from outbid.connection import Connection, local_node
+from outbid_contracts import subjects
+from outbid_contracts.events import JobEvent
+from outbid_contracts.ids import JobId, new_job_id
+from outbid_contracts.llm import CHAT
+from outbid_contracts.messages import JobRecord, JobState
+from outbid_contracts.policy import Goal, Policy
+from outbid_contracts.requests import (
+    JobRequest,
+    JobsReply,
+    JobsRequest,
+    ModelList,
+    ModelView,
+    NodeList,
+    NodeView,
+)
+
+QUESTION_TIMEOUT_S = 10.0
+"""For listings. Work has no time-out of its own: it waits for room, for a model to load, for a slow machine."""
+
+
+class Mesh:
+    """A connection to the mesh through one of its nodes.
+
+    Without arguments it is the node of this machine (`state`, OUTBID_STATE or the usual folder tells where it is);
+    `url` names another. `creds` is a credentials file (`outbid creds`); default: the ones of this machine's node.
+    Raises NoNode, NodeUnreachable or AccessRefused on entering.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        creds: str | os.PathLike[str] | None = None,
+        state: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._url = url
+        self._creds = creds
+        self._state = state
+        self._connection: Connection | None = None
+
+    async def __aenter__(self) -> Mesh:
+        self._connection = self._connect()
+        await self._connection.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._connection is not None:
+            await self._connection.close()
+
+    def _connect(self) -> Connection:
+        if self._url is not None:
+            return Connection(self._url, self._creds)
+        local = local_node(self._state)
+        return Connection(local.url, self._creds or local.creds)
+
+    @property
+    def connection(self) -> Connection:
+        if self._connection is None:
+            raise RuntimeError("the mesh is not open; write `async with Mesh() as mesh:`")
+        return self._connection
+
+    def chat(
+        self,
+        prompt: str | Iterable[Mapping[str, str]],
+        *,
+        policy: Policy | Goal | None = None,
+        job: str | None = None,
+        on_event: Callable[[JobEvent], None] | None = None,
+        **params: Any,
+    ) -> ChatStream:
+        """Chat with a language model: iterate over the result for chunks, or `await mesh.chat(…).reply()`.
+
+        `prompt` is text, or messages as {role, content}. `params` are those of `ChatParams`: model, max_tokens,
+        temperature, top_p, repeat_penalty, seed, stop, json_schema.
+        """
+        asked = {"prompt": prompt} if isinstance(prompt, str) else {"messages": [dict(m) for m in prompt]}
+        id = JobId(job) if job else new_job_id()
+        events = self.stream(CHAT, asked | params, policy=policy, job=id)
+        return ChatStream(id, events, self.cancel, on_event)
+
+    async def run(
+        self,
+        capability: str,
+        params: Mapping[str, Any],
+        *,
+        policy: Policy | Goal | None = None,
+        job: str | None = None,
+        timeout_s: float | None = None,
+    ) -> dict[str, Any]:
+        """Any capability: the single reply as a map (the result's fields beside job, node, name, timings)."""
+        message = _envelope(params, policy, job, stream=False)
+        result: dict[str, Any] = await self.connection.request(
+            subjects.capability(capability), message, dict[str, Any], timeout_s=timeout_s
+        )
+        return result
+
+    def stream(
+        self,
+        capability: str,
+        params: Mapping[str, Any],
+        *,
+        policy: Policy | Goal | None = None,
+        job: str | None = None,
+        idle_timeout_s: float | None = None,
+    ) -> AsyncIterator[JobEvent]:
+        """Any capability: every event of the job, the result last."""
+        message = _envelope(params, policy, job, stream=True)
+        return self.connection.stream(subjects.capability(capability), message, JobEvent, idle_timeout_s=idle_timeout_s)
+
+    async def nodes(self) -> list[NodeView]:
+        reply: NodeList = await self._ask(subjects.NODES, None, NodeList)
+        return list(reply.nodes)
+
+    async def models(self) -> list[ModelView]:
+        reply: ModelList = await self._ask(subjects.MODELS, None, ModelList)
+        return list(reply.models)
+
+    async def jobs(self, *, limit: int = 50, state: JobState | None = None) -> JobsReply:
+        """Recent jobs of every node, the newest first."""
+        reply: JobsReply = await self._ask(subjects.jobs("list"), JobsRequest(limit=limit, state=state), JobsReply)
+        return reply
+
+    async def job(self, id: str) -> JobRecord:
+        """One job with its attempts and bid sheets. Raises UnknownJob."""
+        record: JobRecord = await self._ask(subjects.jobs("get"), JobRequest(job=JobId(id)), JobRecord)
+        return record
+
+    async def cancel(self, id: str) -> JobRecord:
+        """Stop a job; one that ended stays as it is. Raises UnknownJob."""
+        record: JobRecord = await self._ask(subjects.jobs("cancel"), JobRequest(job=JobId(id)), JobRecord)
+        return record
+
+    async def _ask(self, subject: str, message: Any, type: Any) -> Any:
+        return await self.connection.request(subject, message or {}, type, timeout_s=QUESTION_TIMEOUT_S)
+
+
+def _envelope(
+    params: Mapping[str, Any], policy: Policy | Goal | None, job: str | None, *, stream: bool
+) -> dict[str, Any]:
+    envelope: dict[str, Any] = {key: value for key, value in params.items() if value is not None}
+    if policy is not None:
+        envelope["policy"] = policy if isinstance(policy, str) else msgspec.to_builtins(policy)
+    if job is not None:
+        envelope["job"] = job
+    if stream:
+        envelope["stream"] = True
+    return envelope
