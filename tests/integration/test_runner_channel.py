@@ -1,0 +1,102 @@
+"""No bytes whatever upset the channel: each message is delivered, or counted as garbage."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import zmq
+
+from outbid_contracts import runner as wire
+from outbid_node.runners.channel import Channel
+
+SEED = 20261121
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.messages: list[Any] = []
+        self.reasons: list[str] = []
+        self.end = asyncio.Event()
+
+    def on_message(self, message: wire.FromRunner, payloads: list[bytes]) -> None:
+        self.messages.append((message, payloads))
+        if isinstance(message, wire.Pong) and message.n == -1:
+            self.end.set()
+        if isinstance(message, wire.Log):
+            raise RuntimeError(message.message)
+
+    def on_garbage(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+
+def mutated(rng: random.Random, data: bytes) -> bytes:
+    """A valid message with some bytes changed, cut or added."""
+    piece = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(piece) + 1)
+        piece[at : at + rng.randint(0, 2)] = rng.randbytes(rng.randint(0, 3))
+    return bytes(piece)
+
+
+@pytest.mark.parametrize("watch_in_thread", [False, True])
+async def test_five_hundred_mutated_messages(watch_in_thread: bool) -> None:
+    rng = random.Random(SEED)
+    valid = [
+        wire.Hello(pid=1, protocol=1),
+        wire.ChunkBatch(items=[("a/1", {"text": "x"})]),
+        wire.RunDone(attempt="a/1", result={}, measured={"tokens": (3, 0.5)}),
+        wire.Log(level="info", message="the handler of this one raises"),
+    ]
+    channel, listener = Channel(watch_in_thread=watch_in_thread), Listener()
+    channel.open()
+    channel.register(b"peer", listener)
+    with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
+        peer.setsockopt(zmq.IDENTITY, b"peer")
+        peer.connect(channel.endpoint)
+        for n in range(500):
+            data = mutated(rng, msgspec.msgpack.encode(valid[n % len(valid)]))
+            peer.send_multipart([data, *(rng.randbytes(3) for _ in range(n % 3))])
+        peer.send(msgspec.msgpack.encode(wire.Pong(n=-1)))
+        await asyncio.wait_for(listener.end.wait(), 20)
+        assert len(listener.messages) + len(listener.reasons) == 501
+        assert channel.garbage == len(listener.reasons) > 200
+        assert channel.send(b"peer", wire.Ping(n=1))
+        assert peer.recv() == msgspec.msgpack.encode(wire.Ping(n=1))
+    assert not channel.send(b"nobody", wire.Stop())
+    channel.close()
+    channel.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="loopback TCP leaves no files")
+async def test_what_a_killed_daemon_left_behind_is_removed_and_a_living_one_is_not() -> None:
+    code = "import asyncio, os; from outbid_node.runners.channel import Channel\n"
+    code += "async def main(): c = Channel(); c.open(); print(c.folder, flush=True); os.kill(os.getpid(), 9)\n"
+    killed = subprocess.run([sys.executable, "-c", code + "asyncio.run(main())"], stdout=subprocess.PIPE, text=True)
+    left, living, new = Path(killed.stdout.strip()), Channel(), Channel()
+    living.open()
+    assert living.folder is not None
+    assert left.exists()
+    for folder in (left, living.folder):
+        os.utime(folder, (0, 0))
+    new.open()
+    assert not left.exists()
+    assert living.folder.exists()
+    living.close()
+    new.close()
+
+
+async def test_the_socket_is_only_for_this_user_and_is_removed() -> None:
+    channel = Channel()
+    channel.open()
+    if channel.folder is not None:  # Windows has loopback TCP instead
+        assert channel.folder.stat().st_mode & 0o077 == 0
+    channel.close()
+    assert channel.folder is None or not channel.folder.exists()
