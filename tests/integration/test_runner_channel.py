@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 import zmq
 
 from outbid_contracts import runner as wire
-from outbid_node.runners.channel import Channel
+from outbid_node.runners.channel import Channel, _Watcher
 
 SEED = 20261121
 
@@ -100,3 +102,30 @@ async def test_the_socket_is_only_for_this_user_and_is_removed() -> None:
         assert channel.folder.stat().st_mode & 0o077 == 0
     channel.close()
     assert channel.folder is None or not channel.folder.exists()
+
+
+class _ClearedLate(threading.Event):
+    """Its `clear` comes after somebody's `set`, the unlucky order of two threads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clearing = threading.Event()
+
+    def clear(self) -> None:
+        self.clearing.set()
+        assert self.wait(10)
+        super().clear()
+
+
+async def test_a_channel_that_closes_just_as_a_message_comes_does_not_wait_for_ever() -> None:
+    """The drain that the watching thread would wait for never runs: the loop is in `close`."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        watcher = _Watcher(asyncio.get_running_loop(), ours.fileno(), Channel())
+        drained = watcher._drained = _ClearedLate()
+        theirs.send(b"x")
+        assert await asyncio.to_thread(drained.clearing.wait, 10)
+        closing = threading.Thread(target=watcher.close, daemon=True)
+        closing.start()
+        await asyncio.to_thread(closing.join, 10)
+        assert not closing.is_alive()

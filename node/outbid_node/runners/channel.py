@@ -173,6 +173,7 @@ class _Watcher:
     def __init__(self, loop: asyncio.AbstractEventLoop, descriptor: int, channel: Channel) -> None:
         self._loop, self._descriptor, self._channel = loop, descriptor, channel
         self._drained = threading.Event()
+        self._closing = False
         self._end_r, self._end_w = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="runner-channel", daemon=True)
         self._thread.start()
@@ -181,6 +182,7 @@ class _Watcher:
         self._drained.set()
 
     def close(self) -> None:
+        self._closing = True
         self._end_w.send(b"\0")
         self._drained.set()
         self._thread.join()
@@ -193,6 +195,8 @@ class _Watcher:
             if self._end_r.fileno() in readable:
                 return
             self._drained.clear()
+            if self._closing:  # set before `_drained` was: `close` may have set that just ahead of the line above
+                return
             try:
                 self._loop.call_soon_threadsafe(self._channel.drain)
             except RuntimeError:  # the loop is closed
