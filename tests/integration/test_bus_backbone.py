@@ -59,7 +59,9 @@ class Node:
         self.id = id
         self.nc = Client()
 
-    async def connect(self) -> None:
+    async def connect(self, url: str | None = None) -> None:
+        """To its own ledger, or another's at `url`; a server that takes up a new configuration refuses for a moment."""
+
         async def quiet(error: Exception) -> None:
             pass
 
@@ -67,7 +69,7 @@ class Node:
             await self.nc.publish(message.reply, self.id.encode())
 
         self.nc = await nats.connect(
-            self.backbone.url,
+            url or self.backbone.url,
             user_credentials=str(self.backbone.identity.node_creds),
             max_reconnect_attempts=-1,
             reconnect_time_wait=0.05,
@@ -293,14 +295,7 @@ async def test_a_killed_daemon_takes_its_servers_with_it_and_callers_are_told_at
     node = await fleet.add(discovery=False, peers=[f"127.0.0.1:{port}"])
     child, said = await start_child(id, fleet.key, tmp_path / "child", port)
     worker = Node(node.backbone, id)
-    creds = str(node.backbone.identity.node_creds)
-    worker.nc = await nats.connect(said["url"], user_credentials=creds, allow_reconnect=False)
-
-    async def answer(message: Msg) -> None:
-        await worker.nc.publish(message.reply, id.encode())
-
-    await worker.nc.subscribe(f"who.{id}", cb=answer)
-    await worker.nc.flush()
+    await worker.connect(said["url"])
     await until(lambda: node.reaches(worker))
     child.kill()
     began = time.monotonic()
