@@ -14,7 +14,8 @@ from outbid_contracts.errors import OutbidError
 from outbid_contracts.ids import JobId, NodeId
 from outbid_contracts.messages import Capacity, LeaseCheck, LeaseState, Presence
 from outbid_node.client import Bus, NoResponders
-from outbid_node.owner import OwnedJob, Owner
+from outbid_node.owned import OwnedJob
+from outbid_node.owner import Owner
 from outbid_node.registry import BEAT_S, MISSED_BEATS, Registry
 
 log = logging.getLogger(__name__)

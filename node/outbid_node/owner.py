@@ -12,7 +12,6 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -53,8 +52,9 @@ from outbid_contracts.messages import (
     Settle,
     Stopped,
 )
-from outbid_node.auction import ASK_WORTH_S, Auction, Auctioneer
+from outbid_node.auction import Auction, Auctioneer
 from outbid_node.client import Bus, NoResponders
+from outbid_node.owned import OwnedJob, now_ms
 from outbid_node.registry import Registry
 from outbid_node.waiting import WaitingRoom
 
@@ -69,55 +69,6 @@ KEEP_ENDED = 1000
 
 KEEP_RESULTS_S = 60.0
 """How long a result is kept for a caller that asks again with the same job id."""
-
-
-@dataclass(eq=False)
-class OwnedJob:
-    """A job and everything its owner knows. `tell` sends an event to a streaming caller."""
-
-    job: Job
-    tell: Callable[[Any], None]
-    state: JobState = "waiting"
-    number: int = 0
-    outcome: asyncio.Future[Outcome] | None = None
-    node: NodeId | None = None
-    attempts: list[AttemptRecord] = field(default_factory=list)
-    auctions: list[Auction] = field(default_factory=list)
-    failed_on: set[NodeId] = field(default_factory=set)
-    started: float = field(default_factory=time.monotonic)
-    awarded: float = 0.0
-    ended_ms: int | None = None
-    promised_s: float | None = None
-    took_s: float | None = None
-    error: OutbidError | None = None
-    timings: dict[str, float] = field(default_factory=dict)
-    task: asyncio.Task[Finished] | None = None
-    cancelling: bool = False
-    finished: Finished | None = None
-
-    @property
-    def watched(self) -> bool:
-        """Whether its events go out on `mesh.job.<id>.event`; a job too short to ask for bids is too short to watch."""
-        return (self.promised_s or ASK_WORTH_S) >= ASK_WORTH_S
-
-    def record(self) -> JobRecord:
-        return JobRecord(
-            id=self.job.id,
-            owner=self.job.owner,
-            capability=self.job.capability,
-            model=self.job.model,
-            policy=self.job.policy,
-            state=self.state,
-            created_ms=self.job.created_ms,
-            ended_ms=self.ended_ms,
-            node=self.node,
-            attempts=tuple(self.attempts),
-            sheets=tuple(auction.sheet() for auction in self.auctions),
-            error=self.error.body() if self.error else None,
-            timings=self.timings,
-            promised_s=self.promised_s,
-            took_s=self.took_s,
-        )
 
 
 class Owner:
@@ -170,11 +121,11 @@ class Owner:
         """Called each second: drop the results older than KEEP_RESULTS_S. One timer per job would keep every job of
         the last minute alive (5 KiB each, 5,000 jobs a second), whatever KEEP_ENDED says.
         """
-        limit_ms = _now_ms() - KEEP_RESULTS_S * 1000
+        limit_ms = now_ms() - KEEP_RESULTS_S * 1000
         for owned in self.ended.values():
             if (owned.ended_ms or 0) > limit_ms:
                 return
-            _forget_result(owned)
+            owned.forget_result()
 
     def records(self, limit: int, state: JobState | None) -> list[JobRecord]:
         """The newest jobs first."""
@@ -217,7 +168,7 @@ class Owner:
         if owned is None or owned.number != settle.attempt or owned.outcome is None or owned.outcome.done():
             return False
         if settle.node != self.me:
-            self.registry.note_free(settle.node, owned.job.capability, self._model(owned), settle.free)
+            self.registry.note_free(settle.node, owned.job.capability, owned.ran_model, settle.free)
         owned.outcome.set_result(settle.outcome)
         return True
 
@@ -247,13 +198,13 @@ class Owner:
         except TimeoutError:
             self._abandon(owned)
             late = DeadlineExceeded(f"not done within the deadline of {owned.job.policy.deadline_s:g} s")
-            raise self._end_with(owned, late, "failed") from None
+            raise owned.end_with(late, "failed") from None
         except asyncio.CancelledError:
             self._abandon(owned)
-            raise self._end_with(owned, owned.error or Cancelled(), "cancelled") from None
+            raise owned.end_with(owned.error or Cancelled(), "cancelled") from None
         except OutbidError as error:
             state: JobState = "cancelled" if isinstance(error, Cancelled) else "failed"
-            raise self._end_with(owned, error, state) from None
+            raise owned.end_with(error, state) from None
         finally:
             self._retire(owned)
 
@@ -344,7 +295,7 @@ class Owner:
             auction.why = f"{considered.name} took it after {auction.able[0].name} refused"
         owned.state = "running"
         owned.promised_s = bid.finish_s
-        owned.attempts.append(AttemptRecord(attempt=owned.number, node=bid.node, started_ms=_now_ms()))
+        owned.attempts.append(AttemptRecord(attempt=owned.number, node=bid.node, started_ms=now_ms()))
         self._tell(
             owned,
             Awarded(
@@ -363,7 +314,7 @@ class Owner:
         if isinstance(outcome, Done):
             owned.took_s = time.monotonic() - owned.awarded
             owned.timings = outcome.timings
-            self._close_attempt(owned, None, "")
+            owned.close_attempt(None, "")
             return Finished(
                 job=owned.job.id,
                 node=node,
@@ -374,12 +325,12 @@ class Owner:
                 timings=outcome.timings,
             )
         if isinstance(outcome, Stopped):
-            self._close_attempt(owned, Cancelled(), "")
+            owned.close_attempt(Cancelled(), "")
             if owned.cancelling:
                 raise Cancelled
             outcome = Failed(error=AttemptFailed("the node stopped the attempt").body())
         error = from_body(outcome.error)
-        self._close_attempt(owned, error, outcome.traceback)
+        owned.close_attempt(error, outcome.traceback)
         if not outcome.retry:
             raise error
         log.warning("%s failed: %s", owned.job.id, error, extra={"action": "attempt_failed", "node": node})
@@ -409,10 +360,6 @@ class Owner:
 
     # -- helpers --------------------------------------------------------------------------------------------------
 
-    def _model(self, owned: OwnedJob) -> str | None:
-        sheets = owned.auctions[-1].ranked if owned.auctions else []
-        return next((c.bid.model for c in sheets if c.bid.node == owned.node), owned.job.model)
-
     def _node_changed(self, node: NodeId, what: str) -> None:
         if what in ("gone", "restarted"):
             for owned in list(self.running.values()):
@@ -435,21 +382,9 @@ class Owner:
         if owned.outcome is not None and owned.node is not None:
             self._stop_attempt(owned, owned.node)
 
-    def _close_attempt(self, owned: OwnedJob, error: OutbidError | None, traceback: str) -> None:
-        last = owned.attempts[-1]
-        owned.attempts[-1] = msgspec.structs.replace(
-            last, ended_ms=_now_ms(), error=error.body() if error else None, traceback=traceback
-        )
-
-    def _end_with(self, owned: OwnedJob, error: OutbidError, state: JobState) -> OutbidError:
-        owned.state, owned.error = state, error
-        if owned.attempts and owned.attempts[-1].ended_ms is None:
-            self._close_attempt(owned, error, "")
-        return error
-
     def _retire(self, owned: OwnedJob) -> None:
         """Keep what `outbid why` shows; the prompt goes now, the result a little later."""
-        owned.ended_ms = _now_ms()
+        owned.ended_ms = now_ms()
         owned.outcome = None
         self._tell_end(owned)
         owned.job = msgspec.structs.replace(owned.job, params={})
@@ -498,12 +433,3 @@ def _retrieve(task: asyncio.Task[Finished]) -> None:
     """Whoever waits for the job sees the error; with nobody waiting it is in the record, not in the log."""
     if not task.cancelled():
         task.exception()
-
-
-def _forget_result(owned: OwnedJob) -> None:
-    owned.finished = None
-    owned.task = None
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

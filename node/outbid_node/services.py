@@ -47,7 +47,8 @@ from outbid_node.admin import Admin
 from outbid_node.catalogue import Catalogue
 from outbid_node.client import Bus
 from outbid_node.micro import Request, Service, error_headers
-from outbid_node.owner import OwnedJob, Owner
+from outbid_node.owned import OwnedJob
+from outbid_node.owner import Owner
 from outbid_node.registry import Registry
 from outbid_node.worker import Worker
 

@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import contextlib
 import json
 import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jsonschema
-import psutil
 import pytest
 
-from outbid_contracts.codec import encode
 from outbid_contracts.errors import BY_CODE
-from outbid_contracts.ids import BidId, JobId, NodeId
-from outbid_contracts.messages import (
-    Award,
-    CallForProposals,
-    CancelAttempt,
-    Capacity,
-    Done,
-    Job,
-    JobQuery,
-    LeaseCheck,
-    Offer,
-    Presence,
-    Settle,
-)
 from outbid_node.micro import semantic
 from tests.acceptance.node_peers.driver import Peer, PeerError, install
 from tests.fleet import NodeProcess, eventually, fleet
@@ -39,35 +20,6 @@ from tests.fleet import NodeProcess, eventually, fleet
 ECHO = "mesh.test.echo"
 SEMVER = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?\Z")
 NAME = re.compile(r"[a-zA-Z0-9_-]+\Z")
-SEED = 20_240_806
-OURS_GONE_WRONG = ("endpoint_failed", "peer_request_failed", "part_died", "bus_reconnected", "task_failed")
-"""Actions of the log that say a message of a stranger got where none should."""
-
-
-@pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
-    install()
-    with fleet(tmp_path_factory.mktemp("contract")) as nodes:
-        (a,) = asyncio.run(nodes.start("a"))
-        yield a
-        assert psutil.pid_exists(a.pid)
-
-
-@pytest.fixture(scope="module")
-def peer(node: NodeProcess) -> Iterator[Peer]:
-    with Peer(node.local.url, node.local.creds) as running:
-        yield running
-
-
-@pytest.fixture
-def alive(node: NodeProcess, peer: Peer) -> Iterator[None]:
-    """After the test: the same process, answering, with nothing in its log that should not have happened."""
-    yield
-    assert node.process is not None
-    assert node.process.poll() is None, node.text()
-    assert peer.request(ECHO, text="alive?")["body"]["text"] == "alive?"
-    for action in OURS_GONE_WRONG:
-        assert not node.lines(action), node.lines(action)
 
 
 def endpoints(peer: Peer, verb: str = "stats") -> dict[str, dict[str, Any]]:
@@ -441,100 +393,9 @@ class TestCancel:
         assert peer.request("mesh.jobs.cancel", json={"job": job})["body"]["state"] == "done"
 
 
-@pytest.mark.usefixtures("alive")
-class TestGarbage:
-    """No message of a stranger kills the daemon; where a reply was asked for, an error comes back."""
-
-    @pytest.fixture
-    def peer(self, node: NodeProcess) -> Iterator[Peer]:
-        """A node gone wrong: what only nodes may say, the servers take from nobody else."""
-        with Peer(node.local.url, node.node_creds) as running:
-            yield running
-
-    def test_what_only_nodes_say(self, peer: Peer, node: NodeProcess) -> None:
-        me = node.local.node
-        targets = [target(f"mesh.node.{me}.{verb}", *good) for verb, good in peer_messages(me).items()]
-        targets.append(target(f"mesh.node.{me}.dance"))
-        found = peer.call("garbage", targets=targets, count=150, seed=SEED)
-        for subject, answers in found.items():
-            assert answers["codes"].get("invalid_request", answers["codes"].get("internal", 0)) > 40, (subject, answers)
-            assert "unreadable reply" not in answers["codes"]
-            # a cancellation that can be read has no answer
-            assert not answers["unanswered"] or subject.endswith(".cancel"), (subject, answers)
-
-    def test_what_nodes_say_to_all(self, peer: Peer) -> None:
-        targets = [
-            target("mesh.presence.x", presence("x1")),
-            target("mesh.capacity.x", Capacity(node=NodeId("x1"), capability="test.echo", model=None, free=3)),
-            target("mesh.hello"),
-        ]
-        peer.call("garbage", targets=targets, count=150, seed=SEED, wait_ms=50)
-
-    def test_what_faces_ask(self, peer: Peer) -> None:
-        subjects = [ECHO, "mesh.test.noop", "mesh.jobs.list", "mesh.jobs.get", "mesh.jobs.cancel"]
-        targets = [{"subject": subject, "good": [as_text(b'{"text": "x", "job": "j"}')]} for subject in subjects]
-        for subject, answers in peer.call("garbage", targets=targets, count=60, seed=SEED, wait_ms=3000).items():
-            assert not answers["unanswered"], (subject, answers)
-
-    def test_an_award_whose_reply_subject_is_no_subject(self, peer: Peer, node: NodeProcess) -> None:
-        me = node.local.node
-        for n, reply in enumerate(("a b", "a\r\nPUB evil 0\r\n", "", "..", ">")):
-            job = Job(
-                id=JobId(f"odd-{n}"), owner=me, capability="test.echo", params={"text": "x"}, work={}, reply=reply
-            )
-            send(peer, f"mesh.node.{me}.award", Award(job=job, attempt=1))
-        for n, owner in enumerate(("a b", "a\r\nPUB evil 0\r\n", "", "*")):
-            job = Job(id=JobId(f"own-{n}"), owner=NodeId(owner), capability="test.echo", params={}, work={})
-            send(peer, f"mesh.node.{me}.award", Award(job=job, attempt=1))
-
-    def test_an_award_whose_parameters_are_wrong(self, peer: Peer, node: NodeProcess) -> None:
-        me = node.local.node
-        wrong: list[dict[str, Any]] = [{"text": 5}, {"chunks": "many"}, {"text": "x", "chunks": -3}, {"delay_s": [1]}]
-        for n, params in enumerate(wrong):
-            job = Job(id=JobId(f"bad-{n}"), owner=me, capability="test.echo", params=params, work={})
-            send(peer, f"mesh.node.{me}.award", Award(job=job, attempt=1))
-
-    @pytest.mark.parametrize("name", ["a b", "x\r\nPUB evil 0\r\n", "", ">", "mesh.*"])
-    def test_an_offer_of_a_node_that_cannot_be(self, peer: Peer, name: str) -> None:
-        """It bids best on paper, so the award goes there first; the job must end well elsewhere."""
-        peer.call("publish", subject="mesh.presence.x", base64=as_text(encode(presence(name))))
-        assert peer.request(ECHO, json={"text": "x", "policy": {"prefer": [name]}})["body"]["name"] == "a"
-        assert peer.request("mesh.jobs.list", json={})["body"]["jobs"]
-        peer.call("publish", subject="mesh.presence.x", base64=as_text(encode(presence(name, state="leaving"))))
-
-    @pytest.mark.parametrize("number", [float("nan"), float("inf"), -1e308])
-    def test_an_offer_with_numbers_that_cannot_be(self, peer: Peer, number: float) -> None:
-        offer = presence("odd", load_s=number, fixed_s=number, rates={"chunks": number}, spread=number, watts=number)
-        peer.call("publish", subject="mesh.presence.odd", base64=as_text(encode(offer)))
-        for _ in range(3):
-            reply = peer.request(ECHO, json={"text": "x", "chunks": 100, "delay_s": 0.001})
-            assert reply["body"]["text"] == "x"
-            assert peer.request("mesh.jobs.get", json={"job": reply["body"]["job"]})["body"]["state"] == "done"
-        peer.call("publish", subject="mesh.presence.odd", base64=as_text(encode(presence("odd", state="leaving"))))
-
-
 @pytest.mark.parametrize("version", ["0.1.0", "0.2.0rc1", "0.2.0.dev3", "1.0.0a2.dev1", "0.2.0.post1", "0.1.0+g12ab"])
 def test_every_python_version_is_told_as_a_semantic_one(version: str) -> None:
     assert SEMVER.match(semantic(version))
-
-
-@pytest.mark.parametrize("what", ["reply", "node"])
-def test_a_subject_longer_than_the_bus_takes_does_not_cut_the_node_off(what: str, tmp_path: Path) -> None:
-    install()
-    long = "x" * 5000
-    with fleet(tmp_path) as nodes:
-        (b,) = asyncio.run(nodes.start("b"))
-        me = b.local.node
-        with Peer(b.local.url, b.node_creds) as peer:
-            if what == "reply":
-                job = Job(id=JobId("long"), owner=me, capability="test.echo", params={}, work={}, reply=long)
-                send(peer, f"mesh.node.{me}.award", Award(job=job, attempt=1))
-            else:
-                send(peer, "mesh.presence.x", presence(long))
-                with contextlib.suppress(PeerError):
-                    peer.request(ECHO, json={"text": "x", "policy": {"prefer": [long]}}, timeout_ms=3000)
-            time.sleep(0.5)
-            assert peer.request(ECHO, text="alive?", timeout_ms=3000)["body"]["text"] == "alive?"
 
 
 CHAT = "mesh.llm.chat"
@@ -628,35 +489,3 @@ def until_running(peer: Peer, job: str) -> None:
         return bool(reply["body"].get("state") == "running")
 
     asyncio.run(eventually(running, 5, f"job {job} did not start"))
-
-
-def send(peer: Peer, subject: str, message: Any) -> None:
-    peer.call("publish", subject=subject, base64=as_text(encode(message)))
-
-
-def as_text(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def target(subject: str, *good: Any) -> dict[str, Any]:
-    return {"subject": subject, "good": [as_text(encode(message)) for message in good]}
-
-
-def peer_messages(me: NodeId) -> dict[str, list[Any]]:
-    """Good messages of every verb, to be damaged."""
-    job = Job(id=JobId("damaged"), owner=me, capability="test.echo", params={"text": "x"}, work={"chunks": 1.0})
-    cfp = CallForProposals(job=JobId("damaged"), owner=NodeId("other"), capability="test.echo", work={"chunks": 1.0})
-    return {
-        "award": [Award(job=job, attempt=1, bid_id=BidId("b"))],
-        "settle": [Settle(job=job.id, attempt=1, node=me, outcome=Done(result={"text": "x"}))],
-        "lease": [LeaseCheck(owner=me, attempts=((job.id, 1),))],
-        "cfp": [cfp],
-        "cancel": [CancelAttempt(job=job.id, attempt=1)],
-        "jobs": [JobQuery(verb="list"), JobQuery(verb="get", job=job.id), JobQuery(verb="cancel", job=job.id)],
-    }
-
-
-def presence(node: str, *, state: Any = "up", **numbers: Any) -> Presence:
-    fields: dict[str, Any] = {"load_s": 0.0, "fixed_s": 0.0, "rates": {}} | numbers
-    offer = Offer(capability="test.echo", model=None, warm=True, slots=9, free=9, default=True, **fields)
-    return Presence(node=NodeId(node), name=node, version="0", boot="b", seq=1, state=state, offers=(offer,))
