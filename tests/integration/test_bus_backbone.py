@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from outbid_node.bus import ports
 from outbid_node.bus.backbone import Backbone
 from outbid_node.identity.keys import MeshKey
 from outbid_node.identity.node import Identity
+from tests.waiting import hears, until
 
 CHILD = """
 import asyncio, json, sys
@@ -128,24 +129,6 @@ async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
     await fleet.close()
 
 
-async def until(true: Callable[[], Any], within_s: float = 15) -> None:
-    async with asyncio.timeout(within_s):
-        while True:
-            seen = true()
-            if await seen if isinstance(seen, Awaitable) else seen:
-                return
-            await asyncio.sleep(0.005)
-
-
-async def hears(node: Node, subject: str) -> bool:
-    """A new subscription needs a moment to be known on every node; until then the bus says that nobody answers."""
-    try:
-        await node.nc.request(subject, b"", timeout=0.5)
-    except (nats.errors.Error, TimeoutError):
-        return False
-    return True
-
-
 async def nobody_answers(node: Node, subject: str) -> bool:
     """Whether the bus says so itself; a mere timeout is no."""
     try:
@@ -181,7 +164,7 @@ async def test_three_nodes_find_each_other_and_everything_crosses(fleet: Fleet) 
         await c.nc.publish(message.reply, str(len(message.data)).encode())
 
     await c.nc.subscribe("weigh", cb=weigh)
-    await until(lambda: hears(a, "weigh"))
+    await until(lambda: hears(a.nc, "weigh"))
     assert (await a.nc.request("weigh", bytes(10 * 2**20), timeout=10)).data == b"10485760"
     assert a.nc.stats["reconnects"] == 0
     await until(lambda: len(a.backbone.health()["discovery"]["peers"]) == 2)

@@ -17,17 +17,12 @@ from outbid_contracts.announced import SERVICE
 from outbid_contracts.ids import NodeId, new_node_id
 from outbid_node.bus import discovery as discovery_module
 from outbid_node.bus.discovery import Announcement, Discovery, Peer
+from tests.waiting import until
 
 
 def make(mesh: str, on_peer: Callable[[Peer], None], interfaces: tuple[str, ...] = ("127.0.0.1",)) -> Discovery:
     said = Announcement(node=new_node_id(), mesh=mesh, name="n", version="1", route_port=6222, txt={})
     return Discovery(said, on_peer=on_peer, on_gone=lambda peer: None, interfaces=interfaces)
-
-
-async def until(true: Callable[[], bool], within_s: float = 10) -> None:
-    async with asyncio.timeout(within_s):
-        while not true():  # noqa: ASYNC110 - the state of another program's multicast
-            await asyncio.sleep(0.005)
 
 
 async def test_an_interface_that_is_not_there_is_logged_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from outbid_node.bus.process import ServerFailed
 from outbid_node.identity import jwt
 from outbid_node.identity.keys import MeshKey, new_user
 from outbid_node.identity.node import Identity
+from tests.waiting import until
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 can_mount = pytest.mark.skipif(
@@ -66,15 +67,6 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
 
     yield one
     await asyncio.gather(*(ledger.stop() for ledger in made))
-
-
-async def until(true: Callable[[], bool | Awaitable[bool]], within_s: float = 10) -> None:
-    async with asyncio.timeout(within_s):
-        while True:
-            seen = true()
-            if await seen if isinstance(seen, Awaitable) else seen:
-                return
-            await asyncio.sleep(0.005)
 
 
 async def client(url: str) -> Client:

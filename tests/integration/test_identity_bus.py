@@ -7,7 +7,7 @@ import contextlib
 import json
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from outbid_node.bus.backbone import Backbone
 from outbid_node.identity import jwt
 from outbid_node.identity.keys import MeshKey, SigningKey, new_user
 from outbid_node.identity.node import Identity
+from tests.waiting import hears, until
 
 REFUSED_S = 0.3
 ANSWERED = ("mesh.nodes.list", "mesh.jobs.get", "mesh.llm.chat", "mesh.jobs.cancel", "mesh.admin.drain")
@@ -145,23 +146,6 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
         yield place
     finally:
         await place.close()
-
-
-async def until(true: Callable[[], Any], within_s: float = 15) -> None:
-    async with asyncio.timeout(within_s):
-        while True:
-            seen = true()
-            if await seen if isinstance(seen, Awaitable) else seen:
-                return
-            await asyncio.sleep(0.005)
-
-
-async def hears(nc: Client, subject: str) -> bool:
-    try:
-        await nc.request(subject, b"", timeout=0.5)
-    except (nats.errors.Error, TimeoutError):
-        return False
-    return True
 
 
 async def quiet(error: Exception) -> None:
