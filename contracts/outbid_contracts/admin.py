@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from outbid_contracts.ids import NodeId
+from outbid_contracts.ids import JobId, NodeId
 from outbid_contracts.messages import Message
 
 
@@ -85,6 +85,25 @@ class Revocations(Message, frozen=True, kw_only=True):
     """Node to node (`mesh.node.<id>.revoked`): users by public key, with the Unix time up to which they are refused."""
 
     users: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class DrainRequest(Message, frozen=True, kw_only=True):
+    """`drain`: take no new work and hand over what can go on elsewhere; `undo` takes work again. It lasts until then
+    or until the daemon restarts.
+    """
+
+    undo: bool = False
+
+
+class DrainReply(Message, frozen=True, kw_only=True):
+    """`runs_on`: jobs that this node finishes itself, because nobody could go on with them. `handed_over`: those that
+    others take on from here. Empty lists: nothing ran.
+    """
+
+    node: NodeId
+    draining: bool
+    runs_on: tuple[JobId, ...] = ()
+    handed_over: tuple[JobId, ...] = ()
 
 
 class Ok(Message, frozen=True, kw_only=True):

@@ -70,6 +70,18 @@ def _free_prior(model: ModelFile | None, machine: Machine) -> Prior:
     return Prior()
 
 
+def _start_again(params: dict[str, Any], chunks: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    return None
+
+
+def _same_result(result: dict[str, Any], chunks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return result
+
+
+def _never_whole(params: dict[str, Any], chunks: Sequence[dict[str, Any]], model: str | None) -> dict[str, Any] | None:
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capability:
     """A kind of work.
@@ -87,7 +99,11 @@ class Capability:
     models    settings -> the models found on this machine; empty with `needs_model=False` means it needs none
     prior     (model, machine) -> first guess of its speed
     slots     how many jobs one runner takes before it said how many (a cold runner's bid); settings of that name win
-    resume    what a re-award may reuse: nothing, the tokens delivered, or a checkpoint
+    resume    what a re-award may reuse: nothing, the tokens delivered (by the three functions below), or a checkpoint
+    resume_params   (params, pieces delivered) -> params that ask for the rest, None if it must start again
+    resume_result   (result of the rest, pieces before it) -> the whole result
+    resume_whole    (params, pieces delivered, the model that wrote them) -> the result where nothing is left to be
+              done, else None; asked before `resume_params`
     settings  Struct of this capability's section in the configuration
     """
 
@@ -107,6 +123,9 @@ class Capability:
     missing: Callable[[Mapping[str, Any]], str | None] = _not_missing
     models: Callable[[Mapping[str, Any]], Sequence[ModelFile]] = _no_models
     prior: Callable[[ModelFile | None, Machine], Prior] = _free_prior
+    resume_params: Callable[[dict[str, Any], Sequence[dict[str, Any]]], dict[str, Any] | None] = _start_again
+    resume_result: Callable[[dict[str, Any], Sequence[dict[str, Any]]], dict[str, Any]] = _same_result
+    resume_whole: Callable[[dict[str, Any], Sequence[dict[str, Any]], str | None], dict[str, Any] | None] = _never_whole
 
     @property
     def section(self) -> str:

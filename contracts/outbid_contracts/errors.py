@@ -90,6 +90,26 @@ class DuplicateJob(OutbidError):
     status = 409
 
 
+class NotDone(OutbidError):
+    """The job has not ended yet; ask again later, with `wait_s` to wait for it, or watch it."""
+
+    code = "not_done"
+    status = 425
+
+
+class DependencyFailed(OutbidError):
+    """A job that had to be done before this one failed or was cancelled."""
+
+    code = "dependency_failed"
+
+
+class StorageFailed(OutbidError):
+    """The node cannot write durable jobs to its disk; `outbid doctor` says why. Nothing was accepted."""
+
+    code = "storage_failed"
+    status = 507
+
+
 class NoBid(OutbidError):
     """No node made a bid for this job; the reasons they gave are in the message."""
 

@@ -22,6 +22,9 @@ class Awarded(Event, frozen=True, kw_only=True, tag="awarded"):
     attempt: int
     promised_s: float
     why: str = ""
+    chunks: int = 0
+    """Pieces of the stream already delivered: this attempt goes on after them."""
+    model: str | None = None
 
 
 class Waiting(Event, frozen=True, kw_only=True, tag="waiting"):
@@ -39,7 +42,9 @@ class Loading(Event, frozen=True, kw_only=True, tag="loading"):
 
 
 class Chunk(Event, frozen=True, kw_only=True, tag="chunk"):
-    """A piece of the answer. `seq` counts the chunks of this attempt from 0; `data` is the capability's own shape."""
+    """A piece of the answer. `seq` counts from 0; an attempt that goes on where another was lost counts on, one that
+    starts again counts from 0 again (`Awarded.chunks` tells). `data` is the capability's own shape.
+    """
 
     seq: int
     attempt: int
@@ -53,7 +58,9 @@ class Progressed(Event, frozen=True, kw_only=True, tag="progress"):
 
 
 class AttemptLost(Event, frozen=True, kw_only=True, tag="lost"):
-    """The attempt ended without a result; the job goes on elsewhere if `retry`."""
+    """The attempt ended without a result; the job goes on elsewhere if `retry`. A node that drains gives its attempts
+    back with the error `draining`, which counts as no failure.
+    """
 
     node: NodeId
     attempt: int
@@ -62,7 +69,7 @@ class AttemptLost(Event, frozen=True, kw_only=True, tag="lost"):
 
 
 class Finished(Event, frozen=True, kw_only=True, tag="done"):
-    """The result. `chunks` is how many Chunk messages came before it in this attempt."""
+    """The result. `chunks` is how many pieces the stream has, those of earlier attempts that it goes on from too."""
 
     node: NodeId
     name: str

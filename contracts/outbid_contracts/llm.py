@@ -58,6 +58,8 @@ class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens. Of an answer that went on on another node `prompt_tokens` is derived, and 0 where nobody could tell."""
+
     prompt_tokens: int
     completion_tokens: int
 

@@ -42,6 +42,8 @@ class Job(Message, frozen=True, kw_only=True):
     reply: str | None = None
     format: str = "application/json"
     created_ms: int = 0
+    durable: bool = False
+    """Its owner keeps it on disk and comes back for the result, so an attempt goes on while the owner is silent."""
 
 
 class CallForProposals(Message, frozen=True, kw_only=True):
@@ -97,11 +99,16 @@ Proposal = Bid | Decline
 
 
 class Award(Message, frozen=True, kw_only=True):
-    """Owner to winner. `attempt` (1, 2, …) is the fencing token: only the newest attempt may settle."""
+    """Owner to winner. `attempt` (it only grows) is the fencing token: only the newest attempt may settle.
+
+    `chunks`: how many pieces of the stream the caller has already; `job.params` then ask for the rest (see
+    `Capability.resume_params`), and the pieces of this attempt are numbered from there.
+    """
 
     job: Job
     attempt: int
     bid_id: BidId | None = None
+    chunks: int = 0
 
 
 class Accepted(Message, frozen=True, kw_only=True, tag="accepted"):
@@ -125,11 +132,14 @@ AwardReply = Accepted | Declined
 
 
 class Done(Message, frozen=True, kw_only=True, tag="done"):
-    """`timings` are seconds measured by the runner; `chunks` is how many stream messages the caller was sent."""
+    """`timings` are seconds measured by the runner; `chunks` is how many stream messages the caller was sent. `after`
+    is the award's `chunks`: the result is that of the rest, to be joined with so many pieces.
+    """
 
     result: dict[str, Any]
     timings: dict[str, float] = {}
     chunks: int = 0
+    after: int = 0
 
 
 class Failed(Message, frozen=True, kw_only=True, tag="failed"):
@@ -142,9 +152,10 @@ class Failed(Message, frozen=True, kw_only=True, tag="failed"):
 
 
 class Stopped(Message, frozen=True, kw_only=True, tag="stopped"):
-    """The attempt was cancelled on the owner's word."""
+    """The attempt was cancelled on the owner's word; or, with a `reason`, given back by a node that drains."""
 
     chunks: int = 0
+    reason: str = ""
 
 
 Outcome = Done | Failed | Stopped
@@ -266,6 +277,8 @@ class Presence(Message, frozen=True, kw_only=True):
     state: Literal["up", "draining", "leaving"]
     host: str = ""
     zone: Zone = "lan"
+    always_on: bool = False
+    """It is meant to run day and night, so it owns durable jobs of the others and keeps copies of theirs."""
     offers: tuple[Offer, ...] = ()
     missing: dict[str, str] = {}
     """Capabilities this node knows but cannot serve, and what would help."""
@@ -275,6 +288,8 @@ class Presence(Message, frozen=True, kw_only=True):
     """Digest of its list of revoked users."""
     trouble: tuple[str, ...] = ()
     """What is wrong with this node though it works, in sentences for people (e.g. the ledger's disk is full)."""
+    held: str = ""
+    """How many of its durable jobs wait for their keeper, in a sentence for people; empty if none do."""
     resources: Resources = Resources()
     running: int = 0
     waiting: int = 0
@@ -346,16 +361,28 @@ class JobRecord(Message, frozen=True, kw_only=True):
     timings: dict[str, float] = {}
     promised_s: float | None = None
     took_s: float | None = None
+    durable: bool = False
+    priority: str = ""
+    not_before_ms: int = 0
+    after: tuple[JobId, ...] = ()
+    reason: str = ""
+    """Why it waits."""
 
 
 class JobQuery(Message, frozen=True, kw_only=True):
-    """Node to node: `get` one job, `list` the newest `limit` (optionally in one `state`), or `cancel` one."""
+    """Node to node: `get` one job, `list` the newest `limit` (optionally in one `state`), `cancel` one, or say which of
+    `jobs` are `known`.
+    """
 
-    verb: Literal["get", "list", "cancel"]
+    verb: Literal["get", "list", "cancel", "known"]
     job: JobId | None = None
+    jobs: tuple[JobId, ...] = ()
     limit: int = 50
     state: JobState | None = None
 
 
 class JobList(Message, frozen=True, kw_only=True):
+    """`claimed`: those among the jobs asked for that a submit under way at this node is about to make."""
+
     jobs: tuple[JobRecord, ...] = ()
+    claimed: tuple[JobId, ...] = ()

@@ -5,6 +5,7 @@ A request to a capability is one flat map: the capability's own parameters, and 
     stream   true: one message per event, an empty last one; false (default): one reply with the result
     policy   a goal ("fastest", …) or a map, see Policy
     job      an id chosen by the caller; asking again with the same id does not run the job again
+    resume   with `job` and `stream`: go on with a stream that lost its owner, see Resume
     v        the sender's wire version, when it is newer than 1
 
 Bare text fills the capability's text field.
@@ -14,9 +15,10 @@ from __future__ import annotations
 
 import difflib
 import functools
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from outbid_contracts.capability import Capability
 from outbid_contracts.codec import VERSION, Format, decode
@@ -26,7 +28,17 @@ from outbid_contracts.messages import JobRecord, JobState, Message, Presence
 from outbid_contracts.policy import GOALS, Policy
 
 MAX_REQUEST_BYTES = 8 * 1024 * 1024
-ENVELOPE = frozenset({"stream", "policy", "job", "v"})
+ENVELOPE = frozenset({"stream", "policy", "job", "resume", "v"})
+
+
+class Resume(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a caller has of a stream whose owner or connection it lost: `chunks` in order, of attempts up to `attempt`,
+    written by `model`. An owner that knows the job sends the rest to the new inbox; one that does not takes it on.
+    """
+
+    chunks: tuple[dict[str, Any], ...] = ()
+    attempt: Annotated[int, Meta(ge=0, le=2**31)] = 0
+    model: str | None = None
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +48,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = False
     policy: Policy = Policy()
     job: JobId | None = None
+    resume: Resume | None = None
 
 
 def parse_policy(value: Any, version: int = VERSION) -> Policy:
@@ -63,19 +76,25 @@ def parse_request(data: bytes, capability: Capability, format: Format) -> Reques
     if not isinstance(version, int) or isinstance(version, bool):
         raise InvalidRequest("`v` must be a whole number")
     params = {key: value for key, value in body.items() if key not in ENVELOPE}
+    parsed = parse_params(params, capability, version)
+    stream = body.get("stream", False)
+    if not isinstance(stream, bool):
+        raise InvalidRequest("`stream` must be true or false")
+    policy = parse_policy(body.get("policy"), version)
+    resume = _resume(body.get("resume"), capability)
+    return Request(params=parsed, stream=stream, policy=policy, job=_job_id(body.get("job")), resume=resume)
+
+
+def parse_params(params: dict[str, Any], capability: Capability, version: int = VERSION) -> Any:
+    """An instance of the capability's params Struct. Raises InvalidRequest naming the field."""
     names = _field_names(capability.params)
     unknown = sorted(params.keys() - names)
     if unknown and version <= VERSION:
         raise InvalidRequest(_unknown_field(unknown[0], names, capability))
     try:
-        parsed = msgspec.convert({key: value for key, value in params.items() if key in names}, capability.params)
+        return msgspec.convert({key: value for key, value in params.items() if key in names}, capability.params)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"{capability.name}: {error}") from error
-    stream = body.get("stream", False)
-    if not isinstance(stream, bool):
-        raise InvalidRequest("`stream` must be true or false")
-    policy = parse_policy(body.get("policy"), version)
-    return Request(params=parsed, stream=stream, policy=policy, job=_job_id(body.get("job")))
 
 
 @functools.cache
@@ -106,9 +125,25 @@ def _job_id(value: Any) -> JobId | None:
     return JobId(value)
 
 
+def _resume(value: Any, capability: Capability) -> Resume | None:
+    if value is None:
+        return None
+    try:
+        resume = msgspec.convert(value, Resume)
+        for chunk in resume.chunks:
+            msgspec.convert(chunk, capability.chunk)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"resume: {error}") from error
+    return resume
+
+
 def _unknown_field(name: str, names: frozenset[str], capability: Capability) -> str:
     close = difflib.get_close_matches(name, names | ENVELOPE, n=1)
-    hint = f"; did you mean `{close[0]}`?" if close else f"; known are {', '.join(sorted(names | (ENVELOPE - {'v'})))}"
+    hint = (
+        f"; did you mean `{close[0]}`?"
+        if close
+        else f"; known are {', '.join(sorted(names | (ENVELOPE - {'resume', 'v'})))}"
+    )
     return f"{capability.name} has no field `{name}`{hint}"
 
 

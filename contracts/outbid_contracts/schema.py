@@ -16,6 +16,7 @@ from outbid_contracts.policy import Policy
 _ENVELOPE: dict[str, Any] = {
     "stream": {"type": "boolean", "default": False, "description": "one message per event, an empty last one"},
     "job": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$", "description": "id chosen by the caller"},
+    "resume": {"type": "object", "description": "what the caller has of a stream that lost its owner"},
     "v": {"type": "integer", "description": "wire version of the sender, if newer than this node's"},
 }
 

@@ -10,6 +10,10 @@
 | `mesh.node.<id>.lease` | owner -> winner | LeaseCheck; reply LeaseState |
 | `mesh.node.<id>.cancel` | owner -> winner | CancelAttempt; no reply |
 | `mesh.node.<id>.jobs` | node -> node | JobQuery; reply JobList |
+| `mesh.node.<id>.submit`, `…result`, `…watch`, `…retry` | node -> owner | see `durable.py` |
+| `mesh.node.<id>.wanted` | always-on node -> node that passed a submit on | SubmitRequest; reply SubmitReply |
+| `mesh.node.<id>.compare`, `…mirror` | owner -> its keeper | see `keeping.py` |
+| `mesh.node.<id>.released` | keeper -> owner | see `keeping.py` |
 | `mesh.node.<id>.rekey`, `mesh.node.<id>.revoked` | node -> node | NewKey; Revocations, see `admin.py` |
 | `mesh.admin.<id>.<verb>` | administrator -> one node | see `admin.py` |
 | `mesh.presence.<id>` | node -> all | Presence, every second and when it changes |
@@ -17,6 +21,7 @@
 | `mesh.suspect` | node -> all | id of a node that does not answer, as text; each asks it before it believes that |
 | `mesh.capacity.<id>` | node -> all | Capacity: a full node has a free slot again |
 | `mesh.job.<id>.event` | owner -> whoever watches | JobEvent without chunks or result, JSON |
+| `mesh.events.<owner>.<job>` | owner and winner -> stream `EVENTS_<owner>` | JobEvent of a durable job, JSON |
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ OWNERS = "owners"
 """Queue group of the daemons' request endpoints; NATS prefers the member on the caller's own server."""
 
 RESERVED = frozenset(
-    {"admin", "node", "nodes", "presence", "hello", "suspect", "capacity", "job", "jobs", "models", "event"}
+    {"admin", "node", "nodes", "presence", "hello", "suspect", "capacity", "job", "jobs", "models", "event", "events"}
 )
 """First words a capability's name may not have, because the subject `mesh.<word>` is taken."""
 
@@ -77,3 +82,8 @@ CAPACITY_ALL = "mesh.capacity.*"
 # mesh.job.01k3m2v7x0.event
 def job_event(id: JobId) -> str:
     return f"mesh.job.{id}.event"
+
+
+# mesh.events.7k2f9qzt.01k3m2v7x0
+def events(owner: NodeId, id: JobId) -> str:
+    return f"mesh.events.{owner}.{id}"
