@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from outbid_capabilities.llm.choice import engine_of, missing_engine
 from outbid_capabilities.llm.models import find_models
+from outbid_capabilities.llm.resume import resume_params, resume_result, resume_whole
 from outbid_contracts.capability import Capability, Machine, ModelFile, Prior
 from outbid_contracts.llm import CHAT, ChatChunk, ChatParams, ChatResult
 
@@ -91,6 +92,9 @@ chat = Capability(
     needs_model=True,
     slots=SLOTS,
     resume="tokens",
+    resume_params=resume_params,
+    resume_result=resume_result,
+    resume_whole=resume_whole,
     work=_work,
     missing=_missing,
     models=_models,

@@ -5,7 +5,7 @@ They are for tests, benchmarks and drills; a node offers them only with `enabled
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -65,12 +65,16 @@ class EchoParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     text: str = ""
     chunks: Annotated[int, Meta(ge=0, le=1_000_000)] = 1
+    first: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    """Pieces to leave out in front, because the caller has them already."""
     delay_s: Annotated[float, Meta(ge=0, le=3600)] = 0.0
     burn_s: Annotated[float, Meta(ge=0, le=3600)] = 0.0
     """CPU seconds to spend per chunk."""
     crash: Crash = ""
     crash_after: Annotated[int, Meta(ge=0)] = 0
-    """Chunks of this job before `crash`, `garbage`, `hang` or `silent`."""
+    """Chunks of this job (those of earlier attempts that it goes on from too) before `crash`, `garbage`, `hang` or
+    `silent`.
+    """
     garbage: Garbage = ""
     size: Annotated[int, Meta(ge=0, le=2**30)] = 0
     """Bytes of the `oversized` garbage."""
@@ -88,8 +92,9 @@ class EchoChunk(msgspec.Struct, frozen=True, kw_only=True):
 
 class EchoResult(msgspec.Struct, frozen=True, kw_only=True):
     text: str
+    """Of the pieces sent."""
     pid: int
-    """Of the runner, so that a test may kill it."""
+    """Of the runner, so that a test may kill it; 0 if its node was lost after the last piece."""
 
 
 def _missing(settings: Mapping[str, Any]) -> str | None:
@@ -101,7 +106,22 @@ def _prior(model: ModelFile | None, machine: Machine) -> Prior:
 
 
 def _work(params: EchoParams) -> dict[str, float]:
-    return {"chunks": float(params.chunks), "seconds": params.chunks * (params.delay_s + params.burn_s)}
+    chunks = max(0, params.chunks - params.first)
+    return {"chunks": float(chunks), "seconds": chunks * (params.delay_s + params.burn_s)}
+
+
+def _resume_params(params: dict[str, Any], chunks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return params | {"first": params.get("first", 0) + len(chunks)}
+
+
+def _resume_result(result: dict[str, Any], chunks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return result | {"text": "".join(chunk["text"] for chunk in chunks) + result["text"]}
+
+
+def _resume_whole(params: dict[str, Any], chunks: Sequence[dict[str, Any]], model: str | None) -> dict[str, Any] | None:
+    if params.get("first", 0) + len(chunks) < params.get("chunks", 1):
+        return None
+    return {"text": "".join(chunk["text"] for chunk in chunks), "pid": 0}
 
 
 noop = Capability(
@@ -126,6 +146,10 @@ echo = Capability(
     runner=RUNNER,
     text_field="text",
     slots=SLOTS,
+    resume="tokens",
+    resume_params=_resume_params,
+    resume_result=_resume_result,
+    resume_whole=_resume_whole,
     missing=_missing,
     work=_work,
     prior=_prior,

@@ -52,7 +52,8 @@ class FakeRunner(BlockingRunner):
         params = attempt.params
         begun = time.perf_counter()
         pieces = _split(params.get("text", ""), params.get("chunks", 1))
-        for n in range(len(pieces) + 1):
+        first = min(params.get("first", 0), len(pieces))
+        for n in range(first, len(pieces) + 1):
             if n == params.get("crash_after", 0) and self._misbehave(attempt):
                 return None
             if n == len(pieces) or self._pause(attempt):
@@ -60,9 +61,10 @@ class FakeRunner(BlockingRunner):
             self._count()
             attempt.chunk({"text": pieces[n], "n": n})
         took = time.perf_counter() - begun
-        result = {"text": params.get("text", ""), "pid": os.getpid()}
+        text = "".join(pieces[first:]) if first else params.get("text", "")
+        result = {"text": text, "pid": os.getpid()}
         if not attempt.cancelled.is_set():
-            attempt.done(result, {"total_s": took}, {"chunks": (len(pieces), took)})
+            attempt.done(result, {"total_s": took}, {"chunks": (len(pieces) - first, took)})
         return None
 
     def close(self) -> None:
