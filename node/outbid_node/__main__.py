@@ -1,4 +1,4 @@
-"""`python -m outbid_node up|config|join|leave|creds`: the daemon in the foreground, its configuration, its membership.
+"""`python -m outbid_node up|config|doctor|join|leave|creds`: the daemon in the foreground, its files, its membership.
 
 Exit codes: 0 stopped on request, 1 a part failed, 2 bad configuration or arguments, 3 the state folder is in use or
 unusable.
@@ -37,6 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["config"]:
         return main_config(arguments[1:])
+    if arguments[:1] == ["doctor"]:
+        from outbid_node.doctor import cli as doctor
+
+        return doctor.main(arguments[1:])
     if arguments and arguments[0] in ("join", "leave", "creds"):
         from outbid_node.joining import cli
 

@@ -14,13 +14,15 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import psutil
 
 from outbid_contracts import subjects
 from outbid_contracts.admin import (
+    DrainReply,
+    DrainRequest,
     InvitationsReply,
     InviteReply,
     InviteRequest,
@@ -34,8 +36,9 @@ from outbid_contracts.admin import (
 )
 from outbid_contracts.codec import Format, decode
 from outbid_contracts.errors import InvalidRequest
-from outbid_contracts.ids import NodeId
+from outbid_contracts.ids import JobId, NodeId
 from outbid_contracts.messages import Message
+from outbid_node.bus import carry_over
 from outbid_node.client import Bus
 from outbid_node.home import Home
 from outbid_node.identity.keyring import Keyring
@@ -55,6 +58,9 @@ JOIN_PORT = 7420
 
 REKEY_DELAY_S = 1.5
 """From telling the nodes to the moment all switch: long enough for every answer, short enough to wait for."""
+
+
+Drained = tuple[Sequence[JobId], Sequence[JobId]]
 
 
 class Admin:
@@ -85,6 +91,8 @@ class Admin:
         self._private_key = private_key
         self._refuse = refuse
         self.inviter = Inviter()
+        self.on_drain: Callable[[bool], Drained] = lambda drain: ([], [])
+        """Start (True) or end to drain: the jobs finished here, and those given back."""
         self._route_port = route_port
         self._restart = restart
         self._invitations: list[Invitation] = []
@@ -104,6 +112,7 @@ class Admin:
             "rekey": self.rekey,
             "revoke": self.revoke,
             "restart": self.restart,
+            "drain": self.drain,
         }
         for verb, handler in verbs.items():
             service.add(f"admin-{verb}", subjects.admin(self.me, verb), handler, queue=str(self.me))
@@ -207,7 +216,9 @@ class Admin:
     def _switch(self, key: bytes, at_s: float) -> None:
         def switch() -> None:
             log.info("the mesh has a new key", extra={"action": "mesh_rekeyed"})
-            self.keyring.put(self.mesh, MeshKey(key))
+            old, new = self.keyring.key(self.mesh), MeshKey(key)
+            carry_over.note(self.home.path / "bus", old.account.public, new.account.public)
+            self.keyring.put(self.mesh, new)
             self._restart()
 
         delay_s = max(0.0, at_s - time.time())
@@ -263,6 +274,19 @@ class Admin:
             self._digest = _digest(merged)
             await self._refuse(merged)
         return merged
+
+    # -- draining -------------------------------------------------------------------------------------------------
+
+    async def drain(self, request: Request) -> None:
+        """Take no new work until undone or restarted: it is an order of the moment, and a machine that was switched
+        off and on again should not sit idle because somebody forgot it.
+        """
+        asked: DrainRequest = _read(request, DrainRequest)
+        runs_on, handed_over = self.on_drain(not asked.undo)
+        log.info("%s", "works again" if asked.undo else "drains", extra={"action": "node_drained"})
+        request.respond(
+            DrainReply(node=self.me, draining=not asked.undo, runs_on=tuple(runs_on), handed_over=tuple(handed_over))
+        )
 
     # -- taking effect --------------------------------------------------------------------------------------------
 

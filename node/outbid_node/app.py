@@ -21,12 +21,15 @@ from outbid_contracts.errors import Draining
 from outbid_contracts.ids import NodeId
 from outbid_contracts.messages import Capacity, Presence
 from outbid_contracts.places import LocalNode
-from outbid_node.admin import Admin
+from outbid_node.admin import Admin, Drained
 from outbid_node.auction import Auctioneer
 from outbid_node.bus.backbone import Backbone
 from outbid_node.catalogue import Catalogue
 from outbid_node.client import Bus
 from outbid_node.config import Config
+from outbid_node.doctor.endpoint import DoctorEndpoints
+from outbid_node.durable.always_on import looks_always_on
+from outbid_node.durable.assembly import Durable
 from outbid_node.estimate import Speeds
 from outbid_node.heartbeat import LeaseKeeper, PresenceKeeper
 from outbid_node.home import Home
@@ -43,6 +46,7 @@ from outbid_node.registry import Registry
 from outbid_node.resources import ResourceProbe, announcement
 from outbid_node.runners.pool import RunnerPool
 from outbid_node.services import FaceEndpoints, NodeEndpoints
+from outbid_node.trace import Trace
 from outbid_node.waiting import WaitingRoom
 from outbid_node.worker import Worker
 
@@ -113,9 +117,10 @@ class Node:
         await self.endpoints.start()
         await self.service.start()
         await self.presence.start()
-        for part in (self.presence.run, self.leases.run, self.watch.run):
+        for part in (self.presence.run, self.leases.run, self.watch.run, *self.durable.parts):
             self._supervise(part)
         await self.bus.flush()
+        self.trace.note("up", name=self.name)
         self._announce()
         for name, entry in self.catalogue.entries.items():
             if entry.missing:
@@ -197,7 +202,10 @@ class Node:
             award_here=self.worker.award,
             cancel_here=self.worker.cancel,
         )
-        self.worker.settle_here = self.owner.settle
+        self._wire_durable()
+        self.worker.settle_here = self.durable.book.settle_here
+        self.worker.chunk_here = self.owner.heard
+        self.worker.elsewhere = self.registry.elsewhere
         self.worker.on_room = self._room
         self.presence = PresenceKeeper(me=me, bus=bus, registry=self.registry, describe=self.describe)
         self.presence.on_beat += [self.worker.stop_orphans, self.owner.forget_results, self._beat]
@@ -206,7 +214,14 @@ class Node:
         bus.on_reconnect = self._reconnected
         bus.on_closed = lambda: self._fail("the ledger refuses this daemon's connection")
         self._wire_admin()
-        self.endpoints = NodeEndpoints(me=me, bus=bus, owner=self.owner, worker=self.worker, admin=self.admin)
+        self.endpoints = NodeEndpoints(
+            me=me,
+            bus=bus,
+            owner=self.owner,
+            worker=self.worker,
+            admin=self.admin,
+            durable=self.durable,
+        )
         self.service = Service(
             bus=bus,
             name="outbid",
@@ -215,9 +230,58 @@ class Node:
             description=f"Outbid node {self.name}",
             metadata={"node": self.name},
         )
-        faces = FaceEndpoints(me=me, bus=bus, registry=self.registry, owner=self.owner, catalogue=self.catalogue)
+        faces = FaceEndpoints(
+            me=me,
+            bus=bus,
+            registry=self.registry,
+            owner=self.owner,
+            lookup=self.durable.lookup,
+            catalogue=self.catalogue,
+        )
         faces.register(self.service)
+        self.durable.desk.register(self.service)
         self.admin.register(self.service)
+        self._doctor().register(self.service)
+
+    def _wire_durable(self) -> None:
+        self.worker.trace = self.trace = Trace(self.config.log.trace, self.id, self.boot)
+        self.always_on = self._is_always_on()
+        self.durable = Durable(
+            me=self.id,
+            boot=self.boot,
+            bus=self.bus,
+            registry=self.registry,
+            catalogue=self.catalogue,
+            owner=self.owner,
+            waiting=self.waiting,
+            trace=self.trace,
+            state=self.home.path,
+            always_on=self.always_on,
+            adopt_after_s=self.config.durable.adopt_after_s,
+            trouble=lambda: self.backbone.jetstream_error,
+        )
+
+    def _is_always_on(self) -> bool:
+        """A guest is not: the jobs of the hosts must not live on it."""
+        if self.member is not None and self.member.guest:
+            return False
+        chosen = self.config.node.always_on
+        return looks_always_on() if chosen == "auto" else chosen
+
+    def _doctor(self) -> DoctorEndpoints:
+        return DoctorEndpoints(
+            me=self.id,
+            name=self.name,
+            version=version(),
+            config=self.config,
+            declarations=self.declarations,
+            state=self.home.path,
+            mesh=self.mesh,
+            open=self.member is not None and self.member.open,
+            registry=self.registry,
+            watch=self.watch,
+            backbone=self.backbone,
+        )
 
     def _wire_admin(self) -> None:
         self.admin = Admin(
@@ -234,13 +298,16 @@ class Node:
             restart=self.restart,
         )
         self.admin.inviter.on_change = self._announce_on_air
+        self.admin.on_drain = self._drain
         self.registry.on_change.append(self._compare_revocations)
 
     async def stop(self) -> None:
         """Take no new work, give running jobs `limits.grace_s`, hand the rest back, leave."""
         log.info("node %s is stopping", self.name, extra={"action": "node_stopping"})
         self.state = "draining"
-        self.worker.draining = True
+        self.trace.note("down")
+        self.worker.drain()
+        self.durable.book.pause()
         self.presence.publish()
         await self.admin.stop()
         grace_s = self.config.limits.grace_s
@@ -248,6 +315,7 @@ class Node:
             await self.worker.idle.wait()
             await self.owner.idle.wait()
         await self.owner.cancel_all(Draining("the node stopped before the job was done"))
+        await self.durable.close()
         await self.service.drain(1.0)
         await self.pool.stop(0)
         await self.worker.stop(1.0)
@@ -271,11 +339,13 @@ class Node:
             seq=self._seq,
             state=self.state,
             zone=self.config.node.zone,
+            always_on=self.always_on,
             offers=self.worker.offers(),
             missing={name: entry.missing for name, entry in self.catalogue.entries.items() if entry.missing},
             box=public_of(self._private_key).hex(),
             revoked=self.admin.revoked_digest(),
             trouble=self._trouble(),
+            held=self.durable.mirroring.trouble,
             resources=self._resources.read(),
             running=len(self.worker.attempts),
             waiting=len(self.waiting),
@@ -284,6 +354,14 @@ class Node:
     def _trouble(self) -> tuple[str, ...]:
         error = self.backbone.jetstream_error
         return (f"durable storage is off: {error}",) if error else ()
+
+    def _drain(self, drain: bool) -> Drained:
+        self.state = "draining" if drain else "up"
+        found: Drained = self.worker.drain() if drain else ([], [])
+        if not drain:
+            self.worker.undrain()
+        self.presence.publish()
+        return found
 
     def _room(self, capability: str, model: str | None, free: int) -> None:
         """This node was full and has a free slot again: tell the owners that wait, ourselves first."""

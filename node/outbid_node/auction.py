@@ -38,6 +38,9 @@ ASK_WORTH_S = 0.05
 ASK_AT_MOST = 5
 """How many nodes are asked. Asking 50 loses bids under load; 3 sampled ones find a near-best node (measured)."""
 
+ALIKE = 1.2
+"""Offers whose scores differ by less are about as good: estimates are not better than that."""
+
 SAMPLE = 4
 """Standing offers a short job looks at, beside this node's own."""
 
@@ -54,6 +57,7 @@ class Auction:
     attempt: int
     how: str = "asked"
     opened_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+    opened: float = field(default_factory=time.monotonic)
     took_ms: float = 0.0
     asked: int = 0
     ranked: list[Considered] = field(default_factory=list)
@@ -117,8 +121,8 @@ class Auctioneer:
         return proposals
 
     def _sample(self, job: Job, standing: Sequence[Standing]) -> Sequence[Standing]:
-        """All of them, but for a short job on a large mesh this node and a random few."""
-        if len(standing) <= SAMPLE + 1:
+        """All of them, but for a short job to which all are equal, on a large mesh, this node and a random few."""
+        if len(standing) <= SAMPLE + 1 or job.policy.prefer or job.policy.avoid:
             return standing
         quick = make_bid(self.me, job.id, standing[0].offer, job.work, zone="lan", why="")
         if quick.finish_s >= ASK_WORTH_S:
@@ -144,13 +148,17 @@ class Auctioneer:
 
     def _own(self, job: Job) -> Proposal:
         proposal = self.worker.propose(_cfp(job))
+        if isinstance(proposal, Decline):
+            self.registry.note_full(self.me, job.capability, job.model)
         return msgspec.structs.replace(proposal, zone="here") if isinstance(proposal, Bid) else proposal
 
     # -- by asking ------------------------------------------------------------------------------------------------
 
     async def _ask(self, auction: Auction, job: Job, standing: Sequence[Standing]) -> None:
         """Replace the standing offers of the most promising nodes by their answers of this moment."""
-        promising = [considered.bid.node for considered in auction.able[:ASK_AT_MOST]]
+        promising = [considered.bid.node for considered in _promising(auction.able, job)]
+        if self.me not in promising and any(considered.bid.node == self.me for considered in auction.able):
+            promising.append(self.me)  # which costs nothing, and keeps its own slot from idling if the others refuse
         remote = [node for node in promising if node != self.me]
         proposals: list[Proposal] = [self._own(job)] if self.me in promising else []
         proposals += await self._collect(job, remote)
@@ -172,6 +180,8 @@ class Auctioneer:
 
         def take(node: NodeId, msg: Msg) -> None:
             answer = self._read_proposal(job, node, msg)
+            if isinstance(answer, Decline):
+                self.registry.note_full(node, job.capability, job.model)
             if answer is not None and node not in answers:
                 rtt_s = time.perf_counter() - started
                 self.registry.note_rtt(node, rtt_s)
@@ -191,7 +201,10 @@ class Auctioneer:
         finally:
             # A late answer comes too late for this job, but tells how far away its node is.
             asyncio.get_running_loop().call_later(LATE_S, self._close, list(inboxes.values()))
-        return [*answers.values(), *(_late(job, node) for node in nodes if node not in answers)]
+        late = [node for node in nodes if node not in answers]
+        for node in late:
+            self.registry.note_full(node, job.capability, job.model)
+        return [*answers.values(), *(_late(job, node) for node in late)]
 
     def _close(self, inboxes: Sequence[str]) -> None:
         for inbox in inboxes:
@@ -218,6 +231,14 @@ class Auctioneer:
         auction.ranked = rank((p for p in proposals if isinstance(p, Bid)), job.policy, self.registry.names())
         auction.declines += [p for p in proposals if isinstance(p, Decline)]
         auction.why = explain(auction.ranked, job.policy) if auction.ranked else ""
+
+
+def _promising(able: Sequence[Considered], job: Job) -> Sequence[Considered]:
+    """The best few; of many that are about as good a random few, else all owners would fight for the same."""
+    alike = [considered for considered in able if considered.score <= ALIKE * able[0].score]
+    if len(alike) <= ASK_AT_MOST or job.policy.prefer or job.policy.avoid:
+        return able[:ASK_AT_MOST]
+    return random.sample(alike, ASK_AT_MOST)
 
 
 def _cfp(job: Job) -> CallForProposals:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class Bus:
         self.on_closed: Callable[[], None] = lambda: None
         """The client gave up for good, though nobody asked it to close."""
         self._closing = False
+        self._background: set[asyncio.Task[Any]] = set()
 
     @property
     def connected(self) -> bool:
@@ -89,6 +90,18 @@ class Bus:
         return await self._nc.subscribe(
             subject, queue=queue, cb=handler, pending_msgs_limit=1_000_000, pending_bytes_limit=PENDING_BYTES
         )
+
+    def background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """A task that nobody waits for; a failure is logged."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("%s", error, exc_info=error, extra={"action": "task_failed"})
 
     async def flush(self) -> None:
         """Returns when the ledger has taken in all that was sent, subscriptions too. Twice, because the first ping may

@@ -83,6 +83,13 @@ class NodeSection(_Section, frozen=True, kw_only=True):
         ),
     ] = msgspec.field(default_factory=default_name)
     zone: Annotated[Zone, Meta(description="how far away this node is for the others' policies")] = "lan"
+    always_on: Annotated[
+        bool | Literal["auto"],
+        Meta(
+            description="runs day and night, so durable jobs submitted on the other machines live here; auto: true on a"
+            " Raspberry Pi and on the usual NAS systems"
+        ),
+    ] = "auto"
 
 
 class MeshSection(_Section, frozen=True, kw_only=True):
@@ -151,6 +158,18 @@ class LimitsSection(_Section, frozen=True, kw_only=True):
         return max(1, int(total_mib * 0.7)) if self.memory_mib == "auto" else self.memory_mib
 
 
+class DurableSection(_Section, frozen=True, kw_only=True):
+    """Jobs that are kept on disk until they are done."""
+
+    adopt_after_s: Annotated[
+        float,
+        Meta(
+            ge=2,
+            description="seconds a machine may be away before the always-on node with copies of its jobs takes over",
+        ),
+    ] = 600.0
+
+
 class PowerSection(_Section, frozen=True, kw_only=True):
     """What running costs. The watts are guesses by processor and number of cores until you measure at the plug."""
 
@@ -181,6 +200,9 @@ class LogSection(_Section, frozen=True, kw_only=True):
         Literal["debug", "info", "warning", "error"], Meta(description="the least important lines to show")
     ] = "info"
     json: Annotated[bool, Meta(description="one JSON object per line instead of text")] = False
+    trace: Annotated[
+        str, Meta(description="file to append each step of each durable job to, for `outbid chaos`; empty: none")
+    ] = ""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,6 +212,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     mesh: MeshSection = msgspec.field(default_factory=MeshSection)
     bus: BusSection = BusSection()
     limits: LimitsSection = LimitsSection()
+    durable: DurableSection = DurableSection()
     power: PowerSection = msgspec.field(default_factory=PowerSection)
     log: LogSection = LogSection()
     capabilities: dict[str, msgspec.Struct] = {}
@@ -205,6 +228,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "mesh": MeshSection,
     "bus": BusSection,
     "limits": LimitsSection,
+    "durable": DurableSection,
     "power": PowerSection,
     "log": LogSection,
 }

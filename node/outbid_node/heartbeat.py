@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable
 
 from nats.aio.msg import Msg
@@ -214,7 +215,13 @@ class LeaseKeeper:
                     task.add_done_callback(self._tasks.discard)
 
     async def _check(self, node: NodeId, jobs: list[OwnedJob]) -> None:
-        asked: dict[JobId, int] = {owned.job.id: owned.number for owned in jobs if owned.state == "running"}
+        now = time.monotonic()
+        waits = node not in self.registry
+        asked: dict[JobId, int] = {
+            owned.job.id: owned.number
+            for owned in jobs
+            if owned.state == "running" and not (waits and now < owned.lost_not_before)
+        }
         if not asked:
             return
         self._asking.add(node)
@@ -239,3 +246,4 @@ class LeaseKeeper:
         self._missed.pop(node, None)
         if self.bus.connected:
             self.registry.drop(node, why)
+            self.owner.lose_node(node, why)

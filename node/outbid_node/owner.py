@@ -1,13 +1,13 @@
 """The owning side of a node: it answers for the jobs it accepted until they end.
 
-An interactive job lives in memory only: its caller waits, and the caller's own wait is the retry. Each award has a new
-attempt number, which is the fencing token: a settlement with any other number is stale and refused.
+An interactive job lives in memory only: its caller waits, and the caller's own wait is the retry. A durable one has a
+`Recorder` that keeps it on disk. Each award has a new attempt number, which is the fencing token: a settlement with any
+other number is stale and refused.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
 from collections import OrderedDict
@@ -20,28 +20,21 @@ from outbid_contracts import subjects
 from outbid_contracts.codec import Format, encode
 from outbid_contracts.errors import (
     AttemptFailed,
-    AttemptsExhausted,
     Cancelled,
     DeadlineExceeded,
+    Draining,
     NoBid,
     NodeLost,
     OutbidError,
     UnknownJob,
-    UnknownModel,
     from_body,
 )
-from outbid_contracts.events import AttemptLost, Awarded, Ended, Event, Finished, Waiting
+from outbid_contracts.events import AttemptLost, Chunk, Ended, Event, Finished
 from outbid_contracts.ids import JobId, NodeId
 from outbid_contracts.messages import (
-    Accepted,
-    AttemptRecord,
     Award,
     AwardReply,
-    Bid,
     CancelAttempt,
-    Considered,
-    Decline,
-    Declined,
     Done,
     Failed,
     Job,
@@ -52,15 +45,18 @@ from outbid_contracts.messages import (
     Settle,
     Stopped,
 )
-from outbid_node.auction import Auction, Auctioneer
-from outbid_node.client import Bus, NoResponders
+from outbid_contracts.requests import Resume
+from outbid_node import reasons
+from outbid_node.auction import Auctioneer
+from outbid_node.client import Bus
+from outbid_node.delivered import Delivered
 from outbid_node.owned import OwnedJob, now_ms
+from outbid_node.placing import Placer, Unplaced
 from outbid_node.registry import Registry
 from outbid_node.waiting import WaitingRoom
 
 log = logging.getLogger(__name__)
 
-AWARD_TIMEOUT_S = 1.0
 STOP_TIMEOUT_S = 5.0
 """How long a cancelled job waits for its runner's word before it ends anyway."""
 
@@ -89,11 +85,18 @@ class Owner:
         self.me = me
         self.bus = bus
         self.registry = registry
-        self.auctioneer = auctioneer
-        self.waiting = waiting
-        self.max_attempts = max_attempts
-        self._award_here = award_here
         self._cancel_here = cancel_here
+        self.placer = Placer(
+            me=me,
+            bus=bus,
+            registry=registry,
+            auctioneer=auctioneer,
+            waiting=waiting,
+            max_attempts=max_attempts,
+            award_here=award_here,
+            stop_attempt=self._stop_attempt,
+            tell=self._tell,
+        )
         self.running: dict[JobId, OwnedJob] = {}
         self.ended: OrderedDict[JobId, OwnedJob] = OrderedDict()
         self.busy = asyncio.Event()
@@ -107,10 +110,33 @@ class Owner:
     def find(self, id: JobId) -> OwnedJob | None:
         return self.running.get(id) or self.ended.get(id)
 
-    def accept(self, job: Job, tell: Callable[[Any], None]) -> OwnedJob:
+    def accept(self, job: Job, tell: Callable[[Any], None], delivered: Delivered | None = None) -> OwnedJob:
         """Take the job on; `await owned.task` is its result, or raises what ended it."""
-        owned = OwnedJob(job, tell)
-        self.running[job.id] = owned
+        self.ended.pop(job.id, None)
+        return self.drive(OwnedJob(job, tell, delivered=delivered, floor=delivered.floor if delivered else 0))
+
+    def move(self, owned: OwnedJob, reply: str, tell: Callable[[Any], None], resume: Resume) -> None:
+        """The caller of a running job lost its connection and is at `reply` now: it gets what it lacks and the rest."""
+        owned.tell = tell
+        owned.job = msgspec.structs.replace(owned.job, reply=reply)
+        delivered = owned.delivered
+        if delivered is None:
+            return
+        send: Callable[[Chunk], None] = tell
+        start = delivered.forward(resume, send) if owned.outcome is not None else None
+        if start is not None:
+            if owned.state == "running":
+                self._tell(owned, owned.award_event(start))
+            delivered.replay(start)
+            return
+        delivered.believe(resume)
+        if owned.outcome is not None and owned.node is not None and not owned.outcome.done():
+            self._stop_attempt(owned, owned.node)
+            owned.outcome.set_result(Stopped(reason="the caller lost a part of the stream and takes it up again"))
+
+    def drive(self, owned: OwnedJob) -> OwnedJob:
+        """Bring the job to its end, from where it is."""
+        self.running[owned.job.id] = owned
         owned.task = asyncio.create_task(self._run(owned))
         owned.task.add_done_callback(_retrieve)
         self.busy.set()
@@ -139,34 +165,60 @@ class Owner:
         owned = self.find(id)
         if owned is None:
             raise UnknownJob(f"no job {id!r} here")
-        if owned.task is not None and not owned.task.done():
+        if owned.sealing and owned.task is not None:
+            await asyncio.wait({owned.task}, timeout=STOP_TIMEOUT_S)
+        elif owned.task is not None and not owned.task.done():
             owned.cancelling = True
             if owned.outcome is not None and owned.node is not None:
                 self._stop_attempt(owned, owned.node)
                 await asyncio.wait({owned.task}, timeout=STOP_TIMEOUT_S)
-            owned.task.cancel()
+            if not owned.sealing:
+                owned.task.cancel()
             await asyncio.wait({owned.task}, timeout=1.0)
         return owned.record()
 
-    async def cancel_all(self, reason: OutbidError) -> None:
-        """The node shuts down: end every job with `reason`."""
+    def suspend(self, which: Callable[[OwnedJob], bool]) -> None:
+        """Stop driving these durable jobs: they are on disk as they are, and their attempts elsewhere go on."""
         for owned in list(self.running.values()):
-            owned.error = reason
-            if owned.outcome is not None and owned.node is not None:
-                self._stop_attempt(owned, owned.node)
-            if owned.task is not None:
+            if owned.recorder is not None and owned.task is not None and not owned.sealing and which(owned):
+                owned.suspended = True
                 owned.task.cancel()
+
+    async def cancel_all(self, reason: OutbidError) -> None:
+        """The node shuts down: end every job with `reason`; durable ones are only let go of."""
+        for owned in list(self.running.values()):
+            if owned.recorder is None and not owned.sealing:
+                owned.error = reason
+                self._abandon(owned)
+                if owned.task is not None:
+                    owned.task.cancel()
+        self.suspend(lambda owned: True)
         tasks = {owned.task for owned in self.running.values() if owned.task}
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)
 
+    def let_go(self, id: JobId) -> None:
+        """Stop driving a durable job, without an end: it is another node's."""
+        owned = self.running.get(id)
+        if owned is not None and owned.task is not None and not owned.sealing:
+            owned.suspended, owned.recorder = True, None
+            self._abandon(owned)
+            owned.task.cancel()
+
     # -- what contractors say -------------------------------------------------------------------------------------
+
+    def heard(self, chunk: Chunk) -> None:
+        """This node's own worker sent a piece to the caller."""
+        owned = self.running.get(chunk.job)
+        if owned is not None and owned.delivered is not None:
+            owned.delivered.heard(chunk)
 
     def settle(self, settle: Settle) -> bool:
         """Take a result; False if its attempt is not the current one (fencing)."""
         owned = self.running.get(settle.job)
         if owned is None or owned.number != settle.attempt or owned.outcome is None or owned.outcome.done():
             return False
+        owned.taken = settle.attempt
         if settle.node != self.me:
             self.registry.note_free(settle.node, owned.job.capability, owned.ran_model, settle.free)
         owned.outcome.set_result(settle.outcome)
@@ -191,126 +243,86 @@ class Owner:
 
     async def _run(self, owned: OwnedJob) -> Finished:
         try:
-            async with asyncio.timeout(owned.job.policy.deadline_s):
+            error = await self._ending(owned)
+            if owned.suspended:
+                raise owned.error or Draining()
+            await self._seal(owned)
+        except BaseException:
+            self._retire(owned)
+            raise
+        self._retire(owned)
+        if error is not None:
+            raise error
+        assert owned.finished is not None
+        return owned.finished
+
+    async def _ending(self, owned: OwnedJob) -> OutbidError | None:
+        """Drive the job to its end; None if it is done, else what ended it."""
+        try:
+            async with asyncio.timeout(owned.time_left_s()):
                 owned.finished = await self._attempts(owned)
-                owned.state = "done"
-                return owned.finished
+                owned.state, owned.sealing = "done", True
+                return None
         except TimeoutError:
             self._abandon(owned)
             late = DeadlineExceeded(f"not done within the deadline of {owned.job.policy.deadline_s:g} s")
-            raise owned.end_with(late, "failed") from None
+            return owned.end_with(late, "failed")
         except asyncio.CancelledError:
+            if owned.suspended:
+                return None
             self._abandon(owned)
-            raise owned.end_with(owned.error or Cancelled(), "cancelled") from None
+            return owned.end_with(owned.error or Cancelled(), "cancelled")
+        except Unplaced as unplaced:
+            owned.suspended = True
+            owned.error = NoBid(str(unplaced))
+            return None
         except OutbidError as error:
             state: JobState = "cancelled" if isinstance(error, Cancelled) else "failed"
-            raise owned.end_with(error, state) from None
-        finally:
-            self._retire(owned)
+            return owned.end_with(error, state)
+        except Exception as error:  # a mistake of ours must not leave a job without an end
+            log.exception("driving %s failed", owned.job.id, extra={"action": "job_failed_inside"})
+            self._abandon(owned)
+            return owned.end_with(OutbidError(f"internal error: {type(error).__name__}: {error}"), "failed")
+
+    async def _seal(self, owned: OwnedJob) -> None:
+        """Nothing changes the end of a job any more. A durable one's is on disk when this returns."""
+        owned.sealing = True
+        if owned.recorder is not None:
+            await owned.recorder.ended(owned)
+        owned.conclude()
 
     async def _attempts(self, owned: OwnedJob) -> Finished:
         while True:
-            winner = await self._place(owned)
+            if owned.outcome is None:  # else an attempt found again after a restart
+                if owned.whole() is not None:
+                    return self._complete(owned)
+                await self.placer.place(owned)
             assert owned.outcome is not None
             outcome = await owned.outcome
             owned.outcome = None
-            finished = self._conclude(owned, winner, outcome)
+            finished = self._conclude(owned, outcome)
             if finished is not None:
                 return finished
+            if owned.delivered is not None:
+                await owned.delivered.end()
+            owned.conclude()
 
-    async def _place(self, owned: OwnedJob) -> Considered:
-        """Auction until some node holds the lease. Raises NoBid, UnknownModel or AttemptsExhausted."""
-        job = owned.job
-        await self.waiting.queue(job, owned.tell)
-        for turn in itertools.count():
-            if len(owned.attempts) >= self.max_attempts:
-                raise self._exhausted(owned)
-            auction = await self._auction(owned)
-            owned.auctions.append(auction)
-            for considered in auction.able:
-                if await self._award(owned, considered, auction):
-                    return considered
-            if not auction.waiting_may_help:
-                raise self._no_bid(owned, auction)
-            for decline in auction.declines:
-                self.registry.note_full(decline.node, job.capability, job.model)
-            owned.auctions.pop()
-            self._tell(owned, Waiting(job=job.id, reason=_reasons(auction, self.registry)))
-            await self.waiting.wait(job)
-            # Room that is not there after all must not make this loop spin.
-            await asyncio.sleep(min(0.25, 0.002 * turn))
-        raise AssertionError  # itertools.count() does not end
+    def _complete(self, owned: OwnedJob) -> Finished:
+        """The caller has all of it. Under a number of its own: a result that the lost attempt still brings is stale."""
+        whole = owned.whole()
+        assert whole is not None
+        owned.number = max(owned.number, owned.floor) + 1
+        if owned.recorder is not None:
+            owned.recorder.completed(owned, whole)
+        return whole
 
-    async def _auction(self, owned: OwnedJob) -> Auction:
-        """Without the nodes where an attempt failed, unless nobody else is left."""
-        auction = await self.auctioneer.hold(owned.job, owned.number + 1, owned.failed_on)
-        if owned.failed_on and not auction.able and not auction.waiting_may_help:
-            auction = await self.auctioneer.hold(owned.job, owned.number + 1, ())
-        return auction
-
-    async def _award(self, owned: OwnedJob, considered: Considered, auction: Auction) -> bool:
-        bid = considered.bid
-        owned.number += 1
-        owned.outcome = asyncio.get_running_loop().create_future()
-        owned.node = bid.node
-        award = Award(job=owned.job, attempt=owned.number, bid_id=bid.bid_id)
-        self.registry.take(bid.node, owned.job.capability, bid.model)
-        owned.awarded = time.monotonic()
-        reply = await self._send_award(owned, award, bid)
-        if isinstance(reply, Accepted):
-            self._accepted(owned, considered, auction)
-            self.registry.note_free(bid.node, owned.job.capability, bid.model, reply.free)
-            return True
-        owned.node = owned.outcome = None
-        auction.declines.append(
-            Decline(node=bid.node, job=owned.job.id, code=reply.code, reason=reply.reason, temporary=reply.temporary)
-        )
-        return False
-
-    async def _send_award(self, owned: OwnedJob, award: Award, bid: Bid) -> AwardReply:
-        node = bid.node
-        if node == self.me:
-            return self._award_here(award)
-        started = time.perf_counter()
-        try:
-            reply: AwardReply = await self.bus.call(
-                subjects.node(node, "award"), award, AwardReply, timeout_s=AWARD_TIMEOUT_S
-            )
-        except NoResponders:
-            self.registry.drop(node, "does not answer")
-            return Declined(node=node, code="gone", reason="the node is gone", temporary=True)
-        except TimeoutError:
-            self._stop_attempt(owned, node)
-            return Declined(node=node, code="silent", reason="no answer to the award", temporary=True)
-        except OutbidError as error:
-            return Declined(node=node, code=error.code, reason=error.message)
-        if bid.warm:  # starting a runner takes some milliseconds that are no round trip
-            self.registry.note_rtt(node, time.perf_counter() - started)
-        return reply
-
-    def _accepted(self, owned: OwnedJob, considered: Considered, auction: Auction) -> None:
-        bid = considered.bid
-        auction.winner = bid.node
-        if auction.able and auction.able[0] is not considered:
-            auction.why = f"{considered.name} took it after {auction.able[0].name} refused"
-        owned.state = "running"
-        owned.promised_s = bid.finish_s
-        owned.attempts.append(AttemptRecord(attempt=owned.number, node=bid.node, started_ms=now_ms()))
-        self._tell(
-            owned,
-            Awarded(
-                job=owned.job.id,
-                node=bid.node,
-                name=considered.name,
-                attempt=owned.number,
-                promised_s=bid.finish_s,
-                why=auction.why,
-            ),
-        )
-
-    def _conclude(self, owned: OwnedJob, winner: Considered, outcome: Outcome) -> Finished | None:
+    def _conclude(self, owned: OwnedJob, outcome: Outcome) -> Finished | None:
         """The result; None if the job goes on elsewhere. Raises what ended it otherwise."""
-        node = winner.bid.node
+        node = owned.node
+        assert node is not None
+        if isinstance(outcome, Done):
+            outcome = owned.joined(outcome)
+            owned.name = self.registry.name_of(node) if owned.name in ("", node) else owned.name
         if isinstance(outcome, Done):
             owned.took_s = time.monotonic() - owned.awarded
             owned.timings = outcome.timings
@@ -318,7 +330,7 @@ class Owner:
             return Finished(
                 job=owned.job.id,
                 node=node,
-                name=winner.name,
+                name=owned.name,
                 attempt=owned.number,
                 result=outcome.result,
                 chunks=outcome.chunks,
@@ -328,20 +340,25 @@ class Owner:
             owned.close_attempt(Cancelled(), "")
             if owned.cancelling:
                 raise Cancelled
-            outcome = Failed(error=AttemptFailed("the node stopped the attempt").body())
+            given_back = Draining(outcome.reason) if outcome.reason else AttemptFailed("the node stopped the attempt")
+            outcome = Failed(error=given_back.body())
         error = from_body(outcome.error)
         owned.close_attempt(error, outcome.traceback)
-        if not outcome.retry:
+        resumed = owned.delivered is not None and owned.delivered.base > 0
+        if not outcome.retry and not resumed:  # what a resumed attempt was asked is ours, not the caller's
             raise error
         log.warning("%s failed: %s", owned.job.id, error, extra={"action": "attempt_failed", "node": node})
-        owned.failed_on.add(node)
+        if not isinstance(error, Draining):
+            owned.failed_on.add(node)
         owned.state, owned.node = "waiting", None
-        more = len(owned.attempts) < self.max_attempts
+        more = owned.tries < self.placer.most(owned) or owned.whole() is not None
         self._tell(
             owned, AttemptLost(job=owned.job.id, node=node, attempt=owned.number, error=outcome.error, retry=more)
         )
         if not more:
-            raise self._exhausted(owned)
+            raise reasons.exhausted(owned.attempts, self.registry)
+        if owned.recorder is not None:
+            owned.recorder.lost(owned)
         return None
 
     def _tell(self, owned: OwnedJob, event: Event) -> None:
@@ -362,13 +379,19 @@ class Owner:
 
     def _node_changed(self, node: NodeId, what: str) -> None:
         if what in ("gone", "restarted"):
-            for owned in list(self.running.values()):
-                if owned.node == node and owned.awarded:
-                    self._lose(owned, f"node {self.registry.name_of(node)} {what}")
+            self.lose_node(node, what)
+
+    def lose_node(self, node: NodeId, why: str) -> None:
+        """Every attempt there is void."""
+        for owned in list(self.running.values()):
+            if owned.node == node and owned.awarded:
+                self._lose(owned, f"node {self.registry.name_of(node)} {why}")
 
     def _lose(self, owned: OwnedJob, why: str) -> None:
         if owned.outcome is not None and not owned.outcome.done():
             owned.outcome.set_result(Failed(error=NodeLost(why).body()))
+            if owned.node is not None and owned.delivered is not None:
+                self._stop_attempt(owned, owned.node)  # it may only be cut off, and go on sending
 
     def _stop_attempt(self, owned: OwnedJob, node: NodeId) -> None:
         message = CancelAttempt(job=owned.job.id, attempt=owned.number)
@@ -384,49 +407,25 @@ class Owner:
 
     def _retire(self, owned: OwnedJob) -> None:
         """Keep what `outbid why` shows; the prompt goes now, the result a little later."""
-        owned.ended_ms = now_ms()
         owned.outcome = None
-        self._tell_end(owned)
-        owned.job = msgspec.structs.replace(owned.job, params={})
+        if owned.delivered is not None:
+            owned.delivered.close()
+            owned.delivered = None
         self.running.pop(owned.job.id, None)
         if not self.running:
             self.busy.clear()
             self.idle.set()
+        if owned.suspended:
+            owned.conclude()
+            if owned.recorder is not None:
+                owned.recorder.unplaced(owned)
+            return
+        owned.ended_ms = owned.ended_ms or now_ms()
+        self._tell_end(owned)
+        owned.job = msgspec.structs.replace(owned.job, params={})
         self.ended[owned.job.id] = owned
         while len(self.ended) > KEEP_ENDED:
             self.ended.popitem(last=False)
-
-    def _exhausted(self, owned: OwnedJob) -> OutbidError:
-        tried = [a for a in owned.attempts if a.error]
-        reasons = "; ".join(f"{self.registry.name_of(a.node)}: {a.error.message}" for a in tried if a.error)
-        if len(tried) == 1 and tried[0].error:
-            return from_body(tried[0].error)
-        return AttemptsExhausted(f"{len(tried)} attempts failed: {reasons}", attempts=len(tried))
-
-    def _no_bid(self, owned: OwnedJob, auction: Auction) -> OutbidError:
-        if owned.attempts:
-            return self._exhausted(owned)
-        job = owned.job
-        reasons = _reasons(auction, self.registry)
-        excluded = [f"{c.name}: {c.excluded}" for c in auction.ranked if c.excluded]
-        if reasons or excluded:
-            return NoBid(f"no bid for {job.capability}: {'; '.join([*excluded, *([reasons] if reasons else [])])}")
-        if job.model is not None and (have := self._models(job.capability)):
-            return UnknownModel(f"no node has model {job.model!r} for {job.capability}; there are: {', '.join(have)}")
-        missing = [
-            f"{peer.presence.name}: {peer.presence.missing[job.capability]}"
-            for peer in self.registry
-            if job.capability in peer.presence.missing
-        ]
-        return NoBid(f"no node can do {job.capability}: {'; '.join(missing) or 'none is known'}")
-
-    def _models(self, capability: str) -> list[str]:
-        offers = (offer for peer in self.registry for offer in peer.presence.offers)
-        return sorted({offer.model for offer in offers if offer.capability == capability and offer.model})
-
-
-def _reasons(auction: Auction, registry: Registry) -> str:
-    return "; ".join(f"{registry.name_of(decline.node)}: {decline.reason}" for decline in auction.declines)
 
 
 def _retrieve(task: asyncio.Task[Finished]) -> None:

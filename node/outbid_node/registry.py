@@ -22,6 +22,9 @@ MISSED_BEATS = 3
 GONE_AFTER_S = BEAT_S * MISSED_BEATS + 0.2
 """Three heartbeats missed, and a little for the network."""
 
+LOST_S = 300.0
+"""How long a node that went without a word is remembered."""
+
 OfferKey = tuple[str, str | None]
 
 
@@ -34,6 +37,7 @@ class Peer:
     presence: Presence
     seen: float
     free: dict[OfferKey, int] = field(default_factory=dict)
+    taken: dict[OfferKey, float] = field(default_factory=dict)
     rtt_s: float | None = None
 
     def free_of(self, offer: Offer) -> int:
@@ -57,6 +61,7 @@ class Registry:
     def __init__(self, me: NodeId) -> None:
         self.me = me
         self._peers: dict[NodeId, Peer] = {}
+        self._lost: dict[NodeId, Peer] = {}
         self.on_change: list[Callable[[NodeId, str], None]] = []
 
     def __len__(self) -> int:
@@ -100,8 +105,18 @@ class Registry:
     def drop(self, node: NodeId, why: str) -> None:
         peer = self._peers.pop(node, None)
         if peer is not None:
+            if why != "left":
+                self._lost[node] = peer
             log.info("node %s %s", peer.presence.name, why, extra={"action": "node_gone", "node": node})
             self._changed(node, "gone")
+
+    def lost(self, within_s: float) -> list[Presence]:
+        """The nodes that went without a word, at most so long ago, and are not back."""
+        now = time.monotonic()
+        for node, peer in list(self._lost.items()):
+            if node in self._peers or now - peer.seen > LOST_S:
+                del self._lost[node]
+        return [peer.presence for peer in self._lost.values() if now - peer.seen <= within_s]
 
     def sweep(self) -> list[NodeId]:
         """Drop the nodes whose heartbeats stopped; returns them."""
@@ -129,7 +144,13 @@ class Registry:
         for offer in peer.presence.offers:
             if offer.capability == capability and offer.model == model:
                 peer.free[(capability, model)] = max(0, peer.free_of(offer) - 1)
+                peer.taken[(capability, model)] = time.monotonic()
                 return
+
+    def took_last(self, node: NodeId, capability: str, model: str | None, since: float) -> bool:
+        """Whether this owner sent an award for the last free slot there after that moment."""
+        peer, key = self._peers.get(node), (capability, model)
+        return peer is not None and peer.free.get(key) == 0 and peer.taken.get(key, 0.0) > since
 
     def note_full(self, node: NodeId, capability: str, model: str | None) -> None:
         """It just declined such a job: believe in no free slot there until it says otherwise."""
@@ -154,6 +175,10 @@ class Registry:
                     rtt_s = 0.0 if node == self.me else (peer.rtt_s or 0.001)
                     found.append(Standing(node, peer.presence, offer, peer.free_of(offer), rtt_s))
         return found
+
+    def elsewhere(self, capability: str, model: str | None) -> bool:
+        """Whether another node could do such work."""
+        return any(s.node != self.me and not s.offer.blocked for s in self.standing(capability, model))
 
     def known_capabilities(self) -> set[str]:
         return {offer.capability for peer in self for offer in peer.presence.offers} | {

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -16,17 +16,16 @@ from outbid_contracts import subjects
 from outbid_contracts.admin import NewKey, Revocations
 from outbid_contracts.capability import Capability
 from outbid_contracts.codec import Format, decode, encode
-from outbid_contracts.errors import DuplicateJob, InvalidRequest, OutbidError, UnknownJob
+from outbid_contracts.errors import Draining, DuplicateJob, InvalidRequest, NoBid, OutbidError, UnknownModel
 from outbid_contracts.events import Finished
 from outbid_contracts.ids import NodeId, new_job_id
+from outbid_contracts.keeping import Released
 from outbid_contracts.messages import (
     Award,
     CallForProposals,
     CancelAttempt,
     Job,
-    JobList,
     JobQuery,
-    JobRecord,
     LeaseCheck,
     Settle,
     Settled,
@@ -39,6 +38,7 @@ from outbid_contracts.requests import (
     ModelView,
     NodeList,
     NodeView,
+    Resume,
     parse_request,
 )
 from outbid_contracts.requests import Request as ParsedRequest
@@ -46,6 +46,9 @@ from outbid_contracts.schema import request_schema, result_schema
 from outbid_node.admin import Admin
 from outbid_node.catalogue import Catalogue
 from outbid_node.client import Bus
+from outbid_node.delivered import Delivered
+from outbid_node.durable.assembly import Durable
+from outbid_node.lookup import Lookup
 from outbid_node.micro import Request, Service, error_headers
 from outbid_node.owned import OwnedJob
 from outbid_node.owner import Owner
@@ -54,22 +57,20 @@ from outbid_node.worker import Worker
 
 log = logging.getLogger(__name__)
 
-SCATTER_TIMEOUT_S = 1.0
-"""How long a listing waits for the slowest node."""
-
-CANCEL_TIMEOUT_S = 7.0
-
 
 class FaceEndpoints:
     """`mesh.<capability>`, `mesh.jobs.*`, `mesh.nodes.list`, `mesh.models.list`: micro-service endpoints of every
     node.
     """
 
-    def __init__(self, *, me: NodeId, bus: Bus, registry: Registry, owner: Owner, catalogue: Catalogue) -> None:
+    def __init__(
+        self, *, me: NodeId, bus: Bus, registry: Registry, owner: Owner, lookup: Lookup, catalogue: Catalogue
+    ) -> None:
         self.me = me
         self.bus = bus
         self.registry = registry
         self.owner = owner
+        self.lookup = lookup
         self.catalogue = catalogue
 
     def register(self, service: Service) -> None:
@@ -110,8 +111,13 @@ class FaceEndpoints:
             request.end_stream()
 
     async def _result(self, capability: Capability, request: Request, parsed: ParsedRequest) -> Finished:
-        if parsed.job is not None and (known := self.owner.find(parsed.job)) is not None:
+        known = self.owner.find(parsed.job) if parsed.job is not None else None
+        if known is not None and not (parsed.resume is not None and isinstance(known.error, _MAY_PASS)):
+            if parsed.resume is not None and parsed.stream and known.state in ("waiting", "running"):
+                self._move(known, request, parsed.resume)
             return await _repeat(known)
+        if parsed.job in self.lookup.book.parked:
+            raise DuplicateJob(f"{parsed.job} is a durable job that waits; ask for its result, or choose another id")
         reply = request.reply if parsed.stream else None
         job = Job(
             id=parsed.job or new_job_id(),
@@ -125,9 +131,18 @@ class FaceEndpoints:
             format=request.reply_format.value,
             created_ms=time.time_ns() // 1_000_000,
         )
-        owned = self.owner.accept(job, self._teller(reply, request.reply_format))
+        delivered = Delivered.of(capability, self.bus, job, parsed.resume)
+        owned = self.owner.accept(job, self._teller(reply, request.reply_format), delivered)
         assert owned.task is not None
         return await asyncio.shield(owned.task)
+
+    def _move(self, known: OwnedJob, request: Request, resume: Resume) -> None:
+        """A caller that lost its connection goes on reading at another inbox of its own. Raises DuplicateJob for
+        somebody else.
+        """
+        if known.job.reply is None or known.job.reply.partition(".")[0] != request.reply.partition(".")[0]:
+            raise DuplicateJob
+        self.owner.move(known, request.reply, self._teller(request.reply, request.reply_format), resume)
 
     def _teller(self, reply: str | None, format: Format) -> Callable[[Any], None]:
         if not reply:
@@ -172,58 +187,28 @@ class FaceEndpoints:
 
     async def jobs(self, request: Request) -> None:
         asked = _question(request, JobsRequest)
-        limit = max(1, min(asked.limit, 1000))
-        query = JobQuery(verb="list", limit=limit, state=asked.state)
-        found, silent = await self._scatter(query, SCATTER_TIMEOUT_S)
-        found += self.owner.records(limit, asked.state)
-        found.sort(key=lambda record: record.created_ms, reverse=True)
-        request.respond(JobsReply(jobs=tuple(found[:limit]), silent=tuple(silent)))
+        found, silent = await self.lookup.newest(asked.limit, asked.state)
+        request.respond(JobsReply(jobs=tuple(found), silent=tuple(silent)))
 
     async def job(self, request: Request) -> None:
-        await self._one_job(request, "get", SCATTER_TIMEOUT_S)
+        asked = _question(request, JobRequest)
+        request.respond(await self.lookup.find(asked.job))
 
     async def cancel(self, request: Request) -> None:
-        await self._one_job(request, "cancel", CANCEL_TIMEOUT_S)
-
-    async def _one_job(self, request: Request, verb: Any, timeout_s: float) -> None:
         asked = _question(request, JobRequest)
-        owned = self.owner.find(asked.job)
-        if owned is not None:
-            request.respond(await self.owner.cancel(asked.job) if verb == "cancel" else owned.record())
-            return
-        found, silent = await self._scatter(JobQuery(verb=verb, job=asked.job), timeout_s)
-        if not found:
-            missing = f"; {', '.join(silent)} did not answer" if silent else ""
-            raise UnknownJob(f"no node knows job {asked.job!r}{missing}; `outbid jobs` lists the recent ones")
-        request.respond(found[0])
-
-    async def _scatter(self, query: JobQuery, timeout_s: float) -> tuple[list[JobRecord], list[str]]:
-        """Ask every other node; returns their records and the names of the nodes that did not answer."""
-        others = [peer.presence for peer in self.registry if peer.presence.node != self.me]
-        calls = (
-            self.bus.call(subjects.node(presence.node, "jobs"), query, JobList, timeout_s=timeout_s)
-            for presence in others
-        )
-        answers = await asyncio.gather(*calls, return_exceptions=True)
-        found: list[JobRecord] = []
-        silent = []
-        for presence, answer in zip(others, answers, strict=True):
-            if isinstance(answer, JobList):
-                found += answer.jobs
-            else:
-                silent.append(presence.name)
-        return found, silent
+        request.respond(await self.lookup.cancel(asked.job))
 
 
 class NodeEndpoints:
     """`mesh.node.<id>.<verb>`: what nodes ask of each other. MessagePack both ways."""
 
-    def __init__(self, *, me: NodeId, bus: Bus, owner: Owner, worker: Worker, admin: Admin) -> None:
+    def __init__(self, *, me: NodeId, bus: Bus, owner: Owner, worker: Worker, admin: Admin, durable: Durable) -> None:
         self.me = me
         self.bus = bus
         self.owner = owner
         self.worker = worker
         self.admin = admin
+        self.durable = durable
         self.unreadable = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -251,7 +236,7 @@ class NodeEndpoints:
             case "award":
                 return self.worker.award(decode(msg.data, Award))
             case "settle":
-                return Settled(accepted=self.owner.settle(decode(msg.data, Settle)))
+                return self._settle(decode(msg.data, Settle), msg)
             case "lease":
                 return self.worker.lease_check(decode(msg.data, LeaseCheck))
             case "cfp":
@@ -261,38 +246,58 @@ class NodeEndpoints:
             case "rekey":
                 return self.admin.take_key(decode(msg.data, NewKey))
             case "jobs":
-                return self._later(self._jobs(decode(msg.data, JobQuery), msg.reply))
+                return self._later(self.durable.lookup.answer(decode(msg.data, JobQuery)), msg, verb)
             case "revoked":
-                return self._later(self._revoked(decode(msg.data, Revocations), msg.reply))
+                return self._later(self.admin.take_revocations(decode(msg.data, Revocations)), msg, verb)
+            case "released":
+                return self._later(self.durable.mirroring.released(decode(msg.data, Released)), msg, verb)
             case _:
-                raise OutbidError(f"unknown verb {verb!r}")
+                if (work := self.durable.answers(verb)) is None:
+                    raise OutbidError(f"unknown verb {verb!r}")
+                return self._later(work(msg), msg, verb)
 
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
+    def _settle(self, settle: Settle, msg: Msg) -> Settled | None:
+        """An interactive job's at once; a durable one's when it is on disk."""
+        owned = self.owner.running.get(settle.job)
+        if owned is not None and owned.recorder is None:
+            return Settled(accepted=self.owner.settle(settle))
+        self._later(self._settle_durable(settle), msg, "settle")
+        return None
+
+    async def _settle_durable(self, settle: Settle) -> Settled | None:
+        accepted = await self.durable.book.settle(settle)
+        return None if accepted is None else Settled(accepted=accepted)
+
+    def _later(self, work: Awaitable[Any], msg: Msg, verb: str) -> None:
+        task = asyncio.ensure_future(self._respond(work, msg, verb))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _revoked(self, theirs: Revocations, reply: str) -> None:
-        self.bus.post(reply, encode(await self.admin.take_revocations(theirs)))
-
-    async def _jobs(self, query: JobQuery, reply: str) -> None:
-        if query.verb == "list":
-            records = self.owner.records(min(query.limit, 1000), query.state)
+    async def _respond(self, work: Awaitable[Any], msg: Msg, verb: str) -> None:
+        try:
+            reply = await work
+        except OutbidError as error:
+            self._refused(msg, verb, error)
+        except Exception as error:
+            log.exception("%s from another node failed", verb, extra={"action": "peer_request_failed"})
+            self._refused(msg, verb, OutbidError(f"internal error: {error}"))
         else:
-            owned: OwnedJob | None = self.owner.find(query.job) if query.job else None
-            if owned is None:
-                records = []
-            elif query.verb == "cancel":
-                records = [await self.owner.cancel(owned.job.id)]
-            else:
-                records = [owned.record()]
-        self.bus.post(reply, encode(JobList(jobs=tuple(records))))
+            if reply is not None and msg.reply:
+                self.bus.post(msg.reply, encode(reply))
 
     def _unreadable(self, msg: Msg, verb: str, error: OutbidError) -> None:
         self.unreadable += 1
         log.warning("%s: %s", verb, error.message[:200], extra={"action": "peer_message_refused"})
+        self._refused(msg, verb, error)
+
+    def _refused(self, msg: Msg, verb: str, error: OutbidError) -> None:
+        log.debug("%s: %s", verb, error.message[:200], extra={"action": "peer_request_refused"})
         if msg.reply:
             self.bus.post(msg.reply, encode(error.body()), headers=error_headers(error, Format.MSGPACK))
+
+
+_MAY_PASS = (NoBid, UnknownModel, Draining)
+"""Ends that say something about the moment: a stream that is taken up again is tried again."""
 
 
 async def _repeat(known: OwnedJob) -> Finished:

@@ -43,6 +43,7 @@ from outbid_node.client import Bus, NoResponders
 from outbid_node.config import PowerSection
 from outbid_node.estimate import energy_price, estimate
 from outbid_node.runners.pool import RunnerPool
+from outbid_node.trace import Trace
 
 log = logging.getLogger(__name__)
 
@@ -58,14 +59,21 @@ MAX_MESSAGE_BYTES = 15 * 1024 * 1024
 SETTLE_TRIES = 20
 """One-second tries to hand a result to its owner before it is dropped (an interactive caller is gone by then)."""
 
+KEEP_DURABLE_S = 3600.0
+"""How long the result of a durable job is offered to an owner that is away."""
+
+DURABLE_TRY_S = 5.0
+"""Its owner acknowledges it once it is on disk. Also the longest pause between two tries."""
+
 
 class Attempt:
     """One attempt under way: receives what its runner says (the pool's AttemptSink) and passes it on."""
 
-    def __init__(self, worker: Worker, job: Job, number: int, entry: Entry, offer: Offer) -> None:
+    def __init__(self, worker: Worker, award: Award, entry: Entry, offer: Offer) -> None:
+        job = award.job
         self.worker = worker
         self.job = job
-        self.number = number
+        self.number = award.attempt
         self.entry = entry
         self.model = offer.model
         self.running_beside = max(0, offer.slots - offer.free)
@@ -73,26 +81,36 @@ class Attempt:
         self.was_warm = offer.warm
         self.started = time.monotonic()
         self.owner_heard = self.started
-        self.chunks = 0
+        self.chunks = self.after = award.chunks
+        self.given_back = ""
+        """Why this node stops it by itself, if it does."""
         self._format = Format.MSGPACK if job.format == Format.MSGPACK else Format.JSON
 
     @property
     def key(self) -> str:
         return f"{self.job.id}/{self.number}"
 
+    @property
+    def can_go_on_elsewhere(self) -> bool:
+        return self.entry.capability.resume == "tokens" and bool(self.job.reply)
+
     def loading(self, fraction: float | None, note: str) -> None:
         self._tell(Loading(job=self.job.id, node=self.worker.node, model=self.model, fraction=fraction))
 
     def chunk(self, data: dict[str, Any], payloads: list[bytes]) -> None:
-        self._tell(Chunk(job=self.job.id, seq=self.chunks, attempt=self.number, data=data))
+        piece = Chunk(job=self.job.id, seq=self.chunks, attempt=self.number, data=data)
+        self._tell(piece)
         self.chunks += 1
+        if self.job.owner == self.worker.node:
+            self.worker.chunk_here(piece)
 
     def progress(self, step: int, steps: int, note: str) -> None:
         self._tell(Progressed(job=self.job.id, step=step, steps=steps, note=note))
 
     def done(self, message: RunDone, payloads: list[bytes]) -> None:
         self._learn(message)
-        self.worker.end(self, Done(result=message.result, timings=message.timings, chunks=self.chunks))
+        done = Done(result=message.result, timings=message.timings, chunks=self.chunks, after=self.after)
+        self.worker.end(self, done)
 
     def failed(self, message: RunFailed) -> None:
         error = ErrorBody(code=message.code, message=message.message)
@@ -100,7 +118,7 @@ class Attempt:
         self.worker.end(self, outcome)
 
     def stopped(self) -> None:
-        self.worker.end(self, Stopped(chunks=self.chunks))
+        self.worker.end(self, Stopped(chunks=self.chunks, reason=self.given_back))
 
     def _tell(self, event: Any) -> None:
         if not self.job.reply:
@@ -124,7 +142,7 @@ class Attempt:
 
 class Worker:
     """This node's part as a contractor. `settle_here` is called instead of the bus when this node owns the job
-    itself.
+    itself, `chunk_here` beside it for each piece sent. `elsewhere` says whether another node could do such work.
     """
 
     def __init__(
@@ -146,9 +164,14 @@ class Worker:
         self.pool = pool
         self.catalogue = catalogue
         self.draining = False
+        self.trace = Trace("", node, "")
         self.settle_here: Callable[[Settle], bool] = lambda settle: False
+        self.chunk_here: Callable[[Chunk], None] = lambda chunk: None
+        self.elsewhere: Callable[[str, str | None], bool] = lambda capability, model: True
         self.on_room: Callable[[str, str | None, int], None] = lambda capability, model, free: None
         self.attempts: dict[str, Attempt] = {}
+        self.unsettled: set[str] = set()
+        """Ended attempts whose owner has not taken the result yet."""
         self.idle = asyncio.Event()
         self.idle.set()
         self._watts = max(0.0, power.busy_w - power.idle_w)
@@ -222,7 +245,7 @@ class Worker:
 
     def _refusal(self, offer: Offer) -> tuple[str, str, bool] | None:
         if self.draining:
-            return "draining", "this node is shutting down", False
+            return "draining", "this node takes no new work: it drains", False
         if offer.blocked:
             return "blocked", offer.blocked, offer.waiting_helps
         if offer.free <= 0:
@@ -239,17 +262,19 @@ class Worker:
     def award(self, award: Award) -> AwardReply:
         """Take the award and start the attempt, or refuse it."""
         job = award.job
+        self._supersede(award)
         try:
             entry, file = self.catalogue.find(job.capability, job.model)
             offer = self._offer(entry, file.name if file else None)
             if refusal := self._refusal(offer):
                 code, reason, temporary = refusal
                 return self._declined(offer, code, reason, temporary)
-            attempt = Attempt(self, job, award.attempt, entry, offer)
+            attempt = Attempt(self, award, entry, offer)
             if attempt.key in self.attempts:  # the award came twice
                 return Accepted(node=self.node, free=offer.free)
             self.attempts[attempt.key] = attempt
             self.idle.clear()
+            self._note_start(attempt, offer)
             self.pool.run(entry.capability, file, dict(entry.settings), attempt.key, job.params, attempt)
         except OutbidError as error:
             self._forget(f"{job.id}/{award.attempt}")
@@ -258,6 +283,25 @@ class Worker:
         if free <= 0:
             self._full.add((offer.capability, offer.model))
         return Accepted(node=self.node, free=free)
+
+    def _note_start(self, attempt: Attempt, offer: Offer) -> None:
+        if self.trace.on:
+            self.trace.note(
+                "started",
+                job=attempt.job.id,
+                attempt=attempt.number,
+                owner=attempt.job.owner,
+                capability=offer.capability,
+                model=offer.model,
+                running=attempt.running_beside + 1,
+                slots=offer.slots,
+            )
+
+    def _supersede(self, award: Award) -> None:
+        """An older attempt at the same job is void, whoever awarded it: its owner may be gone."""
+        for older in list(self.attempts.values()):
+            if older.job.id == award.job.id and older.number < award.attempt:
+                self.pool.cancel(older.key)
 
     def cancel(self, message: CancelAttempt) -> None:
         key = f"{message.job}/{message.attempt}"
@@ -270,17 +314,21 @@ class Worker:
         now = time.monotonic()
         for job, number in check.attempts:
             attempt = self.attempts.get(f"{job}/{number}")
-            if attempt is None:
-                unknown.append((job, number))
-            else:
+            if attempt is not None:
                 attempt.owner_heard = now
+            elif f"{job}/{number}" not in self.unsettled:
+                unknown.append((job, number))
         return LeaseState(node=self.node, unknown=tuple(unknown))
 
     def stop_orphans(self) -> None:
-        """Stop the attempts of owners that fell silent: nobody would take their results."""
+        """Stop the attempts of owners that fell silent: nobody would take their results. Those of durable jobs go on:
+        their owner comes back for them.
+        """
         now = time.monotonic()
         for attempt in list(self.attempts.values()):
-            if attempt.job.owner != self.node and now - attempt.owner_heard > OWNER_SILENT_S:
+            if attempt.job.durable or attempt.job.owner == self.node:
+                continue
+            if now - attempt.owner_heard > OWNER_SILENT_S:
                 log.warning("owner of %s is silent, stopping it", attempt.key, extra={"action": "orphan_stopped"})
                 attempt.owner_heard = now
                 self.pool.cancel(attempt.key)
@@ -289,13 +337,17 @@ class Worker:
         """The runner is through with this attempt: free the slot, then tell the owner."""
         if not self._forget(attempt.key):
             return
+        if self.trace.on:
+            outcome_kind = outcome.__struct_config__.tag
+            self.trace.note("stopped", job=attempt.job.id, attempt=attempt.number, outcome=outcome_kind)
         capability = attempt.entry.capability
         free = self.pool.room(capability, self.model_file(attempt.entry, attempt.model)).free
         settle = Settle(job=attempt.job.id, attempt=attempt.number, node=self.node, outcome=outcome, free=free)
         if attempt.job.owner == self.node:
             self.settle_here(settle)
         else:
-            self._spawn(self._settle(attempt.job.owner, _fitting(settle)))
+            self.unsettled.add(attempt.key)  # now: a lease check may come before the task's first step
+            self._spawn(self._settle(attempt.job, _fitting(settle)))
         self.room_changed(capability.name, attempt.model, free)
 
     def _forget(self, key: str) -> bool:
@@ -317,26 +369,71 @@ class Worker:
             free = self.pool.room(entry.capability, self.model_file(entry, model)).free
             self.room_changed(capability, model, free)
 
+    # -- draining -------------------------------------------------------------------------------------------------
+
+    def drain(self) -> tuple[list[JobId], list[JobId]]:
+        """Take no new work, and give back the streams that another node can go on with. Returns the jobs that are
+        finished here, and those given back.
+        """
+        self.draining = True
+        finished_here: list[JobId] = []
+        handed_over: list[JobId] = []
+        for attempt in list(self.attempts.values()):
+            if attempt.can_go_on_elsewhere and self.elsewhere(attempt.job.capability, attempt.model):
+                attempt.given_back = "the node drains"
+                self.pool.cancel(attempt.key)
+                handed_over.append(attempt.job.id)
+            else:
+                finished_here.append(attempt.job.id)
+        return finished_here, handed_over
+
+    def undrain(self) -> None:
+        """Take work again; what waits hears of it by this node's next presence."""
+        self.draining = False
+        self._full.clear()
+
     async def stop(self, timeout_s: float) -> None:
         """Wait for the last settlements to be delivered."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)
 
-    async def _settle(self, owner: NodeId, settle: Settle) -> None:
-        subject = subjects.node(owner, "settle")
+    async def _settle(self, job: Job, settle: Settle) -> None:
+        key = f"{settle.job}/{settle.attempt}"
+        self.unsettled.add(key)
+        try:
+            if not await (self._settle_durable(job, settle) if job.durable else self._settle_soon(job, settle)):
+                log.warning("owner of %s never took its result", settle.job, extra={"action": "settle_dropped"})
+        finally:
+            self.unsettled.discard(key)
+
+    async def _settle_soon(self, job: Job, settle: Settle) -> bool:
         for _ in range(SETTLE_TRIES):
-            try:
-                reply: Settled = await self.bus.call(subject, settle, Settled, timeout_s=1.0)
-            except (NoResponders, TimeoutError):
-                await asyncio.sleep(0.5)
-                continue
-            except OutbidError as error:
-                log.warning("settling %s: %s", settle.job, error, extra={"action": "settle_refused"})
-                return
-            if not reply.accepted:
-                log.info("stale result of %s was refused", settle.job, extra={"action": "settle_stale"})
-            return
-        log.warning("owner of %s never took its result", settle.job, extra={"action": "settle_dropped"})
+            if await self._offer_result(job.owner, settle, timeout_s=1.0):
+                return True
+            await asyncio.sleep(0.5)
+        return False
+
+    async def _settle_durable(self, job: Job, settle: Settle) -> bool:
+        until, pause_s = time.monotonic() + KEEP_DURABLE_S, 0.25
+        while time.monotonic() < until:
+            if await self._offer_result(job.owner, settle, timeout_s=DURABLE_TRY_S):
+                return True
+            await asyncio.sleep(pause_s)
+            pause_s = min(DURABLE_TRY_S, 1.5 * pause_s)
+        return False
+
+    async def _offer_result(self, owner: NodeId, settle: Settle, *, timeout_s: float) -> bool:
+        """False: ask again, the owner does not answer or cannot take it now."""
+        try:
+            reply: Settled = await self.bus.call(subjects.node(owner, "settle"), settle, Settled, timeout_s=timeout_s)
+        except (NoResponders, TimeoutError):
+            return False
+        except OutbidError as error:
+            log.warning("settling %s: %s", settle.job, error, extra={"action": "settle_refused"})
+            return error.status < 500
+        if not reply.accepted:
+            log.info("stale result of %s was refused", settle.job, extra={"action": "settle_stale"})
+        return True
 
     def _declined(self, offer: Offer, code: str, reason: str, temporary: bool) -> Declined:
         return Declined(node=self.node, code=code, reason=reason, free=max(0, offer.free), temporary=temporary)

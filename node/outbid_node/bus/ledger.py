@@ -12,6 +12,7 @@ from typing import Any
 
 from outbid_contracts.errors import InvalidConfig, OutbidError
 from outbid_node.bus import config_text, ports
+from outbid_node.bus.carry_over import carry_over
 from outbid_node.bus.files import private_folder
 from outbid_node.bus.process import Server, ServerFailed
 from outbid_node.identity.node import Identity
@@ -57,6 +58,7 @@ class Ledger:
         self._settled = False
         self._leaf_port: int | None = None
         self._ports_file = folder / "ports.json"
+        self._folder = folder
         self._store = folder / "jetstream"
         self._core_only = False
         self._full = False
@@ -115,6 +117,7 @@ class Ledger:
     def prepare(self, last_words: str) -> None:
         self._choose_port()
         self._choose_jetstream(last_words)
+        carry_over(self._folder, self._store, self._identity.account)
 
     def config(self) -> str:
         return config_text.ledger(

@@ -1,0 +1,167 @@
+"""Finding the node that runs a job's next attempt: auction, award, the next-best where one refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from outbid_contracts import subjects
+from outbid_contracts.errors import OutbidError
+from outbid_contracts.events import Event, Waiting
+from outbid_contracts.ids import NodeId
+from outbid_contracts.messages import Accepted, AttemptRecord, Award, AwardReply, Bid, Considered, Decline, Declined
+from outbid_node import reasons
+from outbid_node.auction import Auction, Auctioneer
+from outbid_node.client import Bus, NoResponders
+from outbid_node.owned import OwnedJob, now_ms
+from outbid_node.registry import Registry
+from outbid_node.waiting import WaitingRoom
+
+AWARD_TIMEOUT_S = 1.0
+
+
+class Unplaced(Exception):
+    """Nobody can do this durable job now; it waits for better times. For use between owner and recorder only."""
+
+
+class Placer:
+    def __init__(
+        self,
+        *,
+        me: NodeId,
+        bus: Bus,
+        registry: Registry,
+        auctioneer: Auctioneer,
+        waiting: WaitingRoom,
+        max_attempts: int,
+        award_here: Callable[[Award], AwardReply],
+        stop_attempt: Callable[[OwnedJob, NodeId], None],
+        tell: Callable[[OwnedJob, Event], None],
+    ) -> None:
+        self.me = me
+        self.bus = bus
+        self.registry = registry
+        self.auctioneer = auctioneer
+        self.waiting = waiting
+        self.max_attempts = max_attempts
+        self._award_here = award_here
+        self._stop_attempt = stop_attempt
+        self._tell = tell
+
+    async def place(self, owned: OwnedJob) -> None:
+        """Auction until some node holds the lease. Raises NoBid, UnknownModel or AttemptsExhausted; Unplaced for a
+        durable job that nobody can do now.
+        """
+        job = owned.job
+        ticket = owned.ticket or await self.waiting.enter(job, owned.tell)
+        owned.ticket = None
+        try:
+            for turn in itertools.count():
+                if owned.tries >= self.most(owned):
+                    raise reasons.exhausted(owned.attempts, self.registry)
+                auction = await self._auction(owned)
+                owned.auctions.append(auction)
+                for considered in auction.able:
+                    if await self._award(owned, considered, auction):
+                        return
+                if not auction.waiting_may_help:
+                    raise self._no_bid(owned, auction)
+                owned.auctions.pop()
+                self._tell(owned, Waiting(job=job.id, reason=reasons.declines(auction, self.registry)))
+                await self.waiting.wait(ticket)
+                # Room that is not there after all must not make this loop spin.
+                await asyncio.sleep(min(0.25, 0.002 * turn))
+        finally:
+            self.waiting.leave(ticket)
+
+    def most(self, owned: OwnedJob) -> int:
+        return (owned.terms.max_attempts if owned.terms else None) or self.max_attempts
+
+    async def _auction(self, owned: OwnedJob) -> Auction:
+        """Without the nodes where an attempt failed, unless nobody else is left; the rest of a stream by the model that
+        began it, unless nobody has it.
+        """
+        rest = owned.delivered.rest(owned.job) if owned.delivered else owned.job
+        auction = await self.auctioneer.hold(rest, owned.number + 1, owned.failed_on)
+        if owned.failed_on and not auction.able and not auction.waiting_may_help:
+            auction = await self.auctioneer.hold(rest, owned.number + 1, ())
+        if rest.model != owned.job.model and not auction.able and not auction.waiting_may_help:
+            auction = await self.auctioneer.hold(owned.job, owned.number + 1, owned.failed_on)
+        return auction
+
+    async def _award(self, owned: OwnedJob, considered: Considered, auction: Auction) -> bool:
+        bid = considered.bid
+        if self.registry.took_last(bid.node, owned.job.capability, bid.model, auction.opened):
+            reason = "its slots went to other jobs meanwhile"
+            auction.declines.append(
+                Decline(node=bid.node, job=owned.job.id, code="busy", reason=reason, temporary=True)
+            )
+            return False
+        owned.number = max(owned.number, owned.floor) + 1
+        owned.outcome = asyncio.get_running_loop().create_future()
+        owned.node, owned.name = bid.node, considered.name
+        self.registry.take(bid.node, owned.job.capability, bid.model)
+        owned.awarded = time.monotonic()
+        award = Award(job=owned.job, attempt=owned.number, bid_id=bid.bid_id)
+        if owned.delivered is not None:
+            rest = await owned.delivered.begin(owned.job, owned.number, bid, here=bid.node == self.me)
+            award = msgspec.structs.replace(award, job=rest, chunks=owned.delivered.base)
+        if owned.recorder is not None:
+            owned.recorder.awarding(owned)
+        reply = await self._send_award(owned, award, bid)
+        if not isinstance(reply, Accepted) and owned.taken == owned.number:  # its answer was lost, its result was not
+            reply = Accepted(node=bid.node, free=0)
+        if isinstance(reply, Accepted):
+            self._accepted(owned, considered, auction)
+            self.registry.note_free(bid.node, owned.job.capability, bid.model, reply.free)
+            return True
+        owned.node = owned.outcome = None
+        # Now, not once all have refused: by then the node may have said that it has room again.
+        self.registry.note_full(bid.node, owned.job.capability, bid.model)
+        auction.declines.append(
+            Decline(node=bid.node, job=owned.job.id, code=reply.code, reason=reply.reason, temporary=reply.temporary)
+        )
+        return False
+
+    async def _send_award(self, owned: OwnedJob, award: Award, bid: Bid) -> AwardReply:
+        node = bid.node
+        if node == self.me:
+            return self._award_here(award)
+        started = time.perf_counter()
+        try:
+            reply: AwardReply = await self.bus.call(
+                subjects.node(node, "award"), award, AwardReply, timeout_s=AWARD_TIMEOUT_S
+            )
+        except NoResponders:
+            self.registry.drop(node, "does not answer")
+            return Declined(node=node, code="gone", reason="the node is gone", temporary=True)
+        except TimeoutError:
+            self._stop_attempt(owned, node)
+            return Declined(node=node, code="silent", reason="no answer to the award", temporary=True)
+        except OutbidError as error:
+            return Declined(node=node, code=error.code, reason=error.message)
+        if bid.warm:  # starting a runner takes some milliseconds that are no round trip
+            self.registry.note_rtt(node, time.perf_counter() - started)
+        return reply
+
+    def _accepted(self, owned: OwnedJob, considered: Considered, auction: Auction) -> None:
+        bid = considered.bid
+        auction.winner = bid.node
+        if auction.able and auction.able[0] is not considered:
+            auction.why = f"{considered.name} took it after {auction.able[0].name} refused"
+        owned.state = "running"
+        owned.promised_s = bid.finish_s
+        owned.attempts.append(AttemptRecord(attempt=owned.number, node=bid.node, started_ms=now_ms()))
+        self._tell(owned, owned.award_event(owned.delivered.base if owned.delivered else 0))
+        if owned.recorder is not None:
+            owned.recorder.awarded(owned)
+
+    def _no_bid(self, owned: OwnedJob, auction: Auction) -> Exception:
+        why = reasons.no_bid(owned.job, auction, self.registry)
+        if owned.recorder is not None:
+            return Unplaced(why.message)
+        return reasons.exhausted(owned.attempts, self.registry) if owned.attempts else why
