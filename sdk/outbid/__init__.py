@@ -8,8 +8,10 @@ async with Mesh() as mesh:
 """
 
 from outbid.chat import ChatStream, Reply
+from outbid.jobs import Job
 from outbid.mesh import Mesh
+from outbid_contracts.durable import Submission
 from outbid_contracts.errors import OutbidError
 from outbid_contracts.policy import Policy
 
-__all__ = ["ChatStream", "Mesh", "OutbidError", "Policy", "Reply"]
+__all__ = ["ChatStream", "Job", "Mesh", "OutbidError", "Policy", "Reply", "Submission"]

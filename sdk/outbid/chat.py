@@ -32,7 +32,8 @@ class ChatStream:
     """Iterate for chunks, or `await stream.reply()` for the whole. Leaving it early cancels the job.
 
     `on_event` sees what happens beside the text (Awarded, Waiting, Loading, AttemptLost). After an AttemptLost with
-    `retry` the answer starts again on another node: `text` is emptied, and `restarts` counts it.
+    `retry` another node goes on where the text ends (`handovers` counts it). Where that cannot be, the answer starts
+    again: `text` is emptied, the chunks begin anew, and `restarts` counts it.
     """
 
     def __init__(
@@ -47,10 +48,15 @@ class ChatStream:
         self.name: str | None = None
         self.text = ""
         self.restarts = 0
+        self.handovers = 0
+        self._texts: list[str] = []
+        self._ahead = ""
+        """Handed out, but of pieces that the job's owner had not seen: what comes now should say the same again."""
+        self._tokens = 0
         self._events = events
         self._cancel = cancel
         self._on_event = on_event
-        self._attempt = 1
+        self._attempt = 0
         self._reply: Reply | None = None
         self._ended = False
 
@@ -96,9 +102,9 @@ class ChatStream:
             case Chunk():
                 return self._chunk(event)
             case Finished():
-                self._finish(event)
+                return self._finish(event)
             case Awarded():
-                self._move_to(event.attempt)
+                self._move_to(event.attempt, event.chunks)
                 self.node, self.name = event.node, event.name
                 self._notify(event)
             case AttemptLost() | Waiting() | Loading():
@@ -108,21 +114,43 @@ class ChatStream:
         return None
 
     def _chunk(self, event: Chunk) -> ChatChunk | None:
-        if event.attempt < self._attempt:
-            return None  # of an attempt that was given up
-        self._move_to(event.attempt)
+        self._move_to(event.attempt, event.seq)
         chunk = msgspec.convert(event.data, ChatChunk)
+        self._texts.append(chunk.text)
         self.text += chunk.text
+        self._tokens += chunk.tokens
+        return self._beyond(chunk) if self._ahead else chunk
+
+    def _beyond(self, chunk: ChatChunk) -> ChatChunk | None:
+        """What of the chunk was not handed out before."""
+        if self._ahead.startswith(chunk.text):
+            self._ahead = self._ahead[len(chunk.text) :]
+            return None
+        said, self._ahead = self._ahead, ""
+        if chunk.text.startswith(said):
+            return ChatChunk(text=chunk.text[len(said) :], tokens=chunk.tokens)
+        self.restarts += 1
         return chunk
 
-    def _move_to(self, attempt: int) -> None:
-        if attempt > self._attempt:
-            self.restarts += bool(self.text)
-            self.text = ""
-            self._attempt = attempt
+    def _move_to(self, attempt: int, at: int) -> None:
+        """A newer attempt goes on after `at` pieces."""
+        if attempt <= self._attempt:
+            return
+        if self.text and at:
+            self.handovers += 1
+            kept = "".join(self._texts[:at])
+            self._ahead = self.text[len(kept) :] + self._ahead
+            self.text = kept
+        elif self.text:
+            self.restarts += 1
+            self.text = self._ahead = ""
+        self._attempt = attempt
+        del self._texts[at:]
 
-    def _finish(self, event: Finished) -> None:
+    def _finish(self, event: Finished) -> ChatChunk | None:
+        """Returns what no chunk brought, because it was lost on the way."""
         result = msgspec.convert(event.result, ChatResult)
+        handed_out, tokens = self.text + self._ahead, result.usage.completion_tokens - self._tokens
         self.node, self.name, self.text, self._ended = event.node, event.name, result.text, True
         self._reply = Reply(
             job=event.job,
@@ -135,6 +163,9 @@ class ChatStream:
             timings=event.timings,
             attempt=event.attempt,
         )
+        if not result.text.startswith(handed_out) or result.text == handed_out:
+            return None
+        return ChatChunk(text=result.text[len(handed_out) :], tokens=max(0, tokens))
 
     def _notify(self, event: JobEvent) -> None:
         if self._on_event is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import msgspec
 import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.errors import MaxPayloadError, NoServersError
+from nats.errors import ConnectionClosedError, MaxPayloadError, NoServersError, OutboundBufferLimitError
 
 from outbid_contracts.codec import Format, decode, encode
 from outbid_contracts.errors import (
@@ -36,6 +36,8 @@ SURE = 2
 CLOSE_TIMEOUT_S = 2.0
 
 _HEADERS = {"Content-Type": Format.MSGPACK.value}
+_EVERY_NODE = ("mesh.jobs.", "mesh.nodes.", "mesh.models.", "mesh.admin.")
+"""Every node answers these: that nobody does says something about the node, not about what was asked."""
 
 
 def local_node(state: str | os.PathLike[str] | None = None) -> LocalNode:
@@ -110,6 +112,7 @@ class Connection:
                 reconnect_time_wait=0.25,
                 connect_timeout=2,
                 error_cb=self._on_error,
+                disconnected_cb=self._on_disconnected,
                 closed_cb=self._on_closed,
                 pending_size=64 * 1024 * 1024,
                 **options,
@@ -133,9 +136,14 @@ class Connection:
             _, writer = await asyncio.open_connection(address.hostname, address.port or 4222)
         writer.close()
 
+    @property
+    def closed(self) -> bool:
+        """Given up for good, after ten seconds without the server or at its word."""
+        return self._nc.is_closed
+
     async def close(self) -> None:
         if not self._nc.is_closed:
-            with suppress(TimeoutError):
+            with suppress(TimeoutError, OSError):
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await self._nc.close()
 
@@ -148,6 +156,11 @@ class Connection:
                 self._refused.set()
         for exchange in [one for one in self._open.values() if f'publish to "{one.subject.lower()}"' in text]:
             exchange.arrived.put_nowait(AccessRefused(f"these credentials do not allow {exchange.subject}"))
+
+    async def _on_disconnected(self) -> None:
+        """What was on its way may be lost, so nobody shall wait for it."""
+        for exchange in self._open.values():
+            exchange.arrived.put_nowait(NodeUnreachable(f"the connection to {self.url} was interrupted"))
 
     async def _on_closed(self) -> None:
         why = str(self._nc.last_error or "").lower()
@@ -166,17 +179,38 @@ class Connection:
         raise NodeUnreachable("the node closed the stream without an answer")
 
     async def stream(
-        self, subject: str, message: Any, type: Any, *, idle_timeout_s: float | None
-    ) -> AsyncIterator[Any]:
-        """One request, many replies until the empty one. `idle_timeout_s` bounds the wait for each."""
-        async with aclosing(self._exchange(subject, message, idle_timeout_s)) as replies:
+        self,
+        subject: str,
+        message: Any,
+        type: Any,
+        *,
+        idle_timeout_s: float | None,
+        check: Callable[[], Awaitable[None]] | None = None,
+    ) -> AsyncGenerator[Any, None]:
+        """One request, many replies until the empty one. `idle_timeout_s` bounds the wait for each; with `check` it is
+        only how often that is asked, which raises what the wait ends with.
+        """
+        async with aclosing(self._exchange(subject, message, idle_timeout_s, check)) as replies:
             async for msg in replies:
                 _raise_error(msg, subject)
                 if not msg.data:
                     return
                 yield decode(msg.data, type)
 
-    async def _exchange(self, subject: str, message: Any, timeout_s: float | None) -> AsyncGenerator[Msg, None]:
+    async def replies(self, subject: str, *, idle_timeout_s: float) -> AsyncGenerator[bytes, None]:
+        """What all who hear `subject` answer to an empty request, until nobody did for `idle_timeout_s`."""
+        with suppress(NodeUnreachable):
+            async with aclosing(self._exchange(subject, {}, idle_timeout_s)) as replies:
+                async for msg in replies:
+                    yield msg.data
+
+    async def _exchange(
+        self,
+        subject: str,
+        message: Any,
+        timeout_s: float | None,
+        check: Callable[[], Awaitable[None]] | None = None,
+    ) -> AsyncGenerator[Msg, None]:
         """One subscription serves all exchanges: each new one would have to be made known to every server of the mesh
         (0.7 ms per request with 5 nodes, 1.9 with 20).
         """
@@ -189,7 +223,10 @@ class Connection:
                     async with asyncio.timeout(timeout_s):
                         arrived = await exchange.arrived.get()
                 except TimeoutError as error:
-                    raise NodeUnreachable(f"no answer to {subject} within {timeout_s:g} s") from error
+                    if check is None:
+                        raise NodeUnreachable(f"no answer to {subject} within {timeout_s:g} s") from error
+                    await _unless_arrived(check, exchange)
+                    continue
                 if isinstance(arrived, OutbidError):
                     raise arrived
                 yield arrived
@@ -204,13 +241,26 @@ class Connection:
         data = encode(message)
         try:
             await self._nc.publish(subject, data, reply=inbox, headers=_HEADERS)
+        except (ConnectionClosedError, OutboundBufferLimitError) as error:
+            raise NodeUnreachable(f"the connection to {self.url} is lost") from error
         except MaxPayloadError as error:
             raise PayloadTooLarge(f"the request has {len(data) / 2**20:.1f} MiB; the node takes less") from error
+
+
+async def _unless_arrived(check: Callable[[], Awaitable[None]], exchange: _Exchange) -> None:
+    """What came while the check was under way comes first."""
+    try:
+        await check()
+    except OutbidError:
+        if exchange.arrived.empty():
+            raise
 
 
 def _raise_error(msg: Msg, subject: str) -> None:
     headers = msg.headers or {}
     if not msg.data and headers.get("Status") == "503":
+        if subject.startswith(_EVERY_NODE):
+            raise NodeUnreachable(f"no node answers {subject}")
         raise UnknownCapability(f"no node of the mesh answers {subject}; `outbid nodes` shows what there is")
     if "Outbid-Error" in headers:
         raise from_body(decode(msg.data, ErrorBody))

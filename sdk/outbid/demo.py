@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from outbid.connection import local_node
+from outbid.daemons import Daemon, stop
 from outbid_contracts.errors import OutbidError
 
 MACHINES = {
@@ -37,7 +37,7 @@ class Demo:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.mesh = f"demo-{secrets.token_hex(4)}"
-        self.nodes: dict[str, subprocess.Popen[bytes]] = {}
+        self.nodes: dict[str, Daemon] = {}
         self.home = "pi"
 
     def run(self) -> None:
@@ -75,14 +75,7 @@ class Demo:
             raise SystemExit(f"`outbid {shlex.join(arguments)}` ended with exit code {done.returncode}")
 
     def close(self) -> None:
-        for process in self.nodes.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        for process in self.nodes.values():
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        stop(self.nodes.values())
 
     def _chat(self, prompt: str, *options: str) -> str:
         """Chat, show the bid sheet, return the name of the winner."""
@@ -93,17 +86,14 @@ class Demo:
         return str(next(c["name"] for c in sheet["bids"] if c["bid"]["node"] == sheet["winner"]))
 
     def _start(self, name: str, settings: dict[str, float]) -> None:
-        flags = ["--name", name, "--mesh", self.mesh, "--log-level", "warning"]
+        flags = ["--log-level", "warning"]
         flags += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-        sys.stdout.write(f"\033[36m$ outbid up --state {name} {shlex.join(flags)} &\033[0m\n")
+        shown = shlex.join(["--name", name, "--mesh", self.mesh, *flags])
+        sys.stdout.write(f"\033[36m$ outbid up --state {name} {shown} &\033[0m\n")
         sys.stdout.flush()
-        with (self.folder / f"{name}.log").open("wb") as log:
-            self.nodes[name] = subprocess.Popen(
-                self._command("up", "--state", str(self.folder / name), *flags),
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                env=self._environment(name),
-            )
+        keyring = {"OUTBID_KEYRING": str(self.folder / "keyring")}
+        self.nodes[name] = Daemon(self.folder / name, name, self.mesh, flags, keyring)
+        self.nodes[name].spawn()
 
     def _wait_until_whole(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -120,20 +110,19 @@ class Demo:
         raise SystemExit(f"the nodes did not find each other within {START_TIMEOUT_S:g} s; {self._logs()}")
 
     def _check_alive(self) -> None:
-        for name, process in self.nodes.items():
-            if process.poll() is not None:
-                raise SystemExit(f"node {name} ended with exit code {process.returncode}; {self._logs()}")
+        for name, node in self.nodes.items():
+            if node.exit_code is not None:
+                raise SystemExit(f"node {name} ended with exit code {node.exit_code}; {self._logs()}")
 
     def _logs(self) -> str:
         return "\n".join(f"{log.stem}: {log.read_text(errors='replace')}" for log in self.folder.glob("*.log"))
 
     def _kill(self, name: str) -> None:
-        process = self.nodes[name]
-        sys.stdout.write(f"\n\033[36m$ kill -9 {process.pid}   # {name}\033[0m\n")
-        process.kill()
-        process.wait()
+        node = self.nodes[name]
+        sys.stdout.write(f"\n\033[36m$ kill -9 {node.pid}   # {name}\033[0m\n")
+        node.kill()
         if name == self.home:
-            self.home = next(other for other in MACHINES if self.nodes[other].poll() is None)
+            self.home = next(other for other in MACHINES if self.nodes[other].exit_code is None)
 
     def _ask(self, *arguments: str) -> Any:
         asked = subprocess.run(

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from datetime import datetime
 from types import TracebackType
 from typing import Any
 
 import msgspec
 
 from outbid.chat import ChatStream
-from outbid.connection import Connection, local_node
+from outbid.connection import AccessRefused, Connection, local_node
+from outbid.following import Following
+from outbid.jobs import Job
+from outbid.submitting import submission, submit
 from outbid_contracts import subjects
+from outbid_contracts.durable import Priority, Submission
+from outbid_contracts.errors import NodeUnreachable
 from outbid_contracts.events import JobEvent
-from outbid_contracts.ids import JobId, new_job_id
+from outbid_contracts.ids import JobId, NodeId, new_job_id
 from outbid_contracts.llm import CHAT
 from outbid_contracts.messages import JobRecord, JobState
 from outbid_contracts.policy import Goal, Policy
@@ -30,12 +37,16 @@ from outbid_contracts.requests import (
 QUESTION_TIMEOUT_S = 10.0
 """For listings. Work has no time-out of its own: it waits for room, for a model to load, for a slow machine."""
 
+OWNER_AWAY_S = 60.0
+"""A machine that restarts is back by then; by default, another adopts the jobs of one that stays away longer."""
+
 
 class Mesh:
     """A connection to the mesh through one of its nodes.
 
     Without arguments it is the node of this machine (`state`, OUTBID_STATE or the usual folder tells where it is);
     `url` names another. `creds` is a credentials file (`outbid creds`); default: the ones of this machine's node.
+    `owner_away_s` is how long results and events of durable jobs are waited for while nobody answers for them.
     Raises NoNode, NodeUnreachable or AccessRefused on entering.
     """
 
@@ -45,11 +56,16 @@ class Mesh:
         *,
         creds: str | os.PathLike[str] | None = None,
         state: str | os.PathLike[str] | None = None,
+        owner_away_s: float = OWNER_AWAY_S,
     ) -> None:
         self._url = url
         self._creds = creds
         self._state = state
         self._connection: Connection | None = None
+        self.local: NodeId | None = None
+        """The node of this machine, if that is the one connected to."""
+        self._reconnecting = asyncio.Lock()
+        self.owner_away_s = owner_away_s
 
     async def __aenter__(self) -> Mesh:
         self._connection = self._connect()
@@ -59,13 +75,15 @@ class Mesh:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._connection is not None:
-            await self._connection.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
 
     def _connect(self) -> Connection:
         if self._url is not None:
             return Connection(self._url, self._creds)
         local = local_node(self._state)
+        self.local = NodeId(local.node)
         return Connection(local.url, self._creds or local.creds)
 
     @property
@@ -73,6 +91,21 @@ class Mesh:
         if self._connection is None:
             raise RuntimeError("the mesh is not open; write `async with Mesh() as mesh:`")
         return self._connection
+
+    async def connected(self) -> Connection:
+        """The connection; a new one where the old was given up because the node had been away too long.
+
+        Raises NoNode or NodeUnreachable.
+        """
+        async with self._reconnecting:
+            if self.connection.closed:
+                fresh = self._connect()
+                try:
+                    await fresh.open()
+                except AccessRefused as error:  # another program's server may have the port while the node is away
+                    raise NodeUnreachable(error.message) from error
+                self._connection = fresh
+        return self.connection
 
     def chat(
         self,
@@ -118,9 +151,62 @@ class Mesh:
         job: str | None = None,
         idle_timeout_s: float | None = None,
     ) -> AsyncIterator[JobEvent]:
-        """Any capability: every event of the job, the result last."""
-        message = _envelope(params, policy, job, stream=True)
+        """Any capability: every event of the job, the result last.
+
+        It outlives its nodes: a job whose owner is lost is taken on by the next node that answers, and goes on after
+        the pieces that came (`Awarded.chunks`) where the capability can. With `idle_timeout_s`, NodeUnreachable is
+        raised instead when nothing came for so long.
+        """
+        id = JobId(job) if job else new_job_id()
+        message = _envelope(params, policy, id, stream=True)
+        if idle_timeout_s is None:
+            return Following(self.connected, capability, message, id).events()
         return self.connection.stream(subjects.capability(capability), message, JobEvent, idle_timeout_s=idle_timeout_s)
+
+    async def submit(
+        self,
+        capability: str,
+        params: Mapping[str, Any],
+        *,
+        policy: Policy | Goal | None = None,
+        job: str | None = None,
+        priority: Priority | None = None,
+        delay_s: float | None = None,
+        not_before: float | datetime | None = None,
+        after: Iterable[str] = (),
+        max_attempts: int | None = None,
+        keep_s: float | None = None,
+    ) -> Job:
+        """A durable job: once this returns, it is on disk and will be done, whatever becomes of this program.
+
+        `job`: an id of your own; submitting it again gives the same job. `not_before` (Unix seconds or a datetime) or
+        `delay_s`: when it may start at the earliest. `after`: jobs that must be done first. `keep_s`: how long its
+        result is kept. Raises InvalidRequest, UnknownCapability, StorageFailed; NodeUnreachable if nobody took it
+        within half a minute, and then only a submit with the same `job` tells whether somebody did.
+        """
+        wanted = submission(
+            capability,
+            params,
+            policy,
+            not_before,
+            job=job,
+            priority=priority,
+            delay_s=delay_s,
+            after=tuple(after) if not isinstance(after, str) else after,
+            max_attempts=max_attempts,
+            keep_s=keep_s,
+        )
+        return (await submit(self, [wanted]))[0]
+
+    async def submit_many(self, jobs: Iterable[Submission | Mapping[str, Any]]) -> list[Job]:
+        """Many durable jobs in few requests: `Submission`s or maps of its fields. Up to 1000 are taken or refused as
+        one; of more, the error's `detail["accepted"]` tells which went before.
+        """
+        return await submit(self, jobs)
+
+    def attach(self, id: str) -> Job:
+        """A durable job submitted before, from here or elsewhere."""
+        return Job(self, JobId(id))
 
     async def nodes(self) -> list[NodeView]:
         reply: NodeList = await self._ask(subjects.NODES, None, NodeList)

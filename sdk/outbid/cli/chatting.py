@@ -99,7 +99,7 @@ class _Terminal:
                 self._say(f"loading {event.model or 'the model'}{part} …")
             case AttemptLost():
                 self.close()
-                again = "; starting again on another node" if event.retry else ""
+                again = "; another node takes over" if event.retry else ""
                 self._console.print(f"\n[yellow]{event.error.message}{again}[/yellow]")
             case _:
                 pass

@@ -7,6 +7,10 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import click
+
+from outbid.cli import output
+from outbid.cli.running import JSON, STATE, perform
 from outbid.connection import local_node
 from outbid_contracts import announced
 from outbid_contracts.announced import SERVICE, Announced
@@ -67,3 +71,17 @@ def this_node(state: str | os.PathLike[str] | None) -> NodeId | None:
     with suppress(OutbidError):
         return local_node(state).node
     return None
+
+
+@click.command("discover")
+@click.option("--seconds", type=float, default=2.0, show_default=True, help="How long to listen.")
+@STATE
+@JSON
+def discover_command(seconds: float, state: str | None, as_json: bool) -> None:
+    """The nodes that announce themselves on this machine's networks, of any mesh. Needs no node here."""
+
+    async def show() -> None:
+        found = await discover(seconds)
+        output.on_air(found, this_node(state), as_json=as_json)
+
+    perform(show())

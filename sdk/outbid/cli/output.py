@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,8 @@ from outbid_contracts.announced import Announced, remedy
 from outbid_contracts.codec import VERSION
 from outbid_contracts.errors import OutbidError
 from outbid_contracts.ids import NodeId
-from outbid_contracts.messages import BidSheet, Considered, Gpu, JobRecord, Resources
-from outbid_contracts.requests import JobsReply, ModelView, NodeView
+from outbid_contracts.messages import Gpu, Resources
+from outbid_contracts.requests import ModelView, NodeView
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,7 +30,7 @@ def error(error: OutbidError) -> None:
     sys.stderr.write(f"outbid: {error.message}\n")
 
 
-def _table(*columns: str) -> Table:
+def table(*columns: str) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -40,7 +39,7 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _print(*parts: Any) -> None:
+def show(*parts: Any) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
@@ -56,11 +55,11 @@ def nodes(views: Sequence[NodeView], *, as_json: bool) -> None:
         say(views)
         return
     columns = ("node", "id", "state", "zone", ">cores", ">load", ">memory free", "gpu", "battery")
-    table = _table(*columns, ">running", ">rtt", "offers")
+    rows = table(*columns, ">running", ">rtt", "offers")
     for view in views:
         presence = view.presence
         resources = presence.resources
-        table.add_row(
+        rows.add_row(
             f"{presence.name} (here)" if view.here else presence.name,
             presence.node,
             presence.state,
@@ -74,7 +73,7 @@ def nodes(views: Sequence[NodeView], *, as_json: bool) -> None:
             f"{view.rtt_ms:.1f} ms" if view.rtt_ms is not None else "–",
             ", ".join(sorted({offer.capability for offer in presence.offers})) or "nothing",
         )
-    _print(table, *_remarks(views))
+    show(rows, *_remarks(views))
 
 
 def _gpus(resources: Resources) -> str:
@@ -119,7 +118,7 @@ def on_air(found: Sequence[Announced], this_node: NodeId | None, *, as_json: boo
     if not found:
         sys.stdout.write("no node announces itself on the networks of this machine\n")
         return
-    table = _table("node", "mesh", "ours", "version", "address", ">cores", "gpu", "battery", ">disk free", "offers")
+    rows = table("node", "mesh", "ours", "version", "address", ">cores", "gpu", "battery", ">disk free", "offers")
     for it in found:
         cells = (
             f"{it.name} (here)" if it.node == this_node else it.name,
@@ -131,11 +130,11 @@ def on_air(found: Sequence[Announced], this_node: NodeId | None, *, as_json: boo
             ),
             *_announced(it.txt),
         )
-        table.add_row(*map(_plain, cells))
-    _print(table, *_incompatible(found, ours))
+        rows.add_row(*map(plain, cells))
+    show(rows, *_incompatible(found, ours))
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Anybody on the network may have written it: no markup, nothing that steers a terminal."""
     from rich.markup import escape
 
@@ -156,143 +155,19 @@ def _announced(txt: Mapping[str, str]) -> Iterable[str]:
 def _incompatible(found: Sequence[Announced], ours: str | None) -> Iterable[str]:
     for it in found:
         if it.wire != VERSION and ours in (None, it.mesh):
-            yield f"[red]{_plain(remedy(it.name, it.wire))}[/red]"
+            yield f"[red]{plain(remedy(it.name, it.wire))}[/red]"
 
 
 def models(views: Sequence[ModelView], *, as_json: bool) -> None:
     if as_json:
         say(views)
         return
-    table = _table("model", "capability", "node", "loaded", ">free slots", "note")
+    rows = table("model", "capability", "node", "loaded", ">free slots", "note")
     for view in views:
         note = view.blocked or ("default" if view.default else "")
         loaded = "warm" if view.warm else "cold"
-        table.add_row(view.model, view.capability, view.name, loaded, f"{view.free} of {view.slots}", note)
-    _print(table if views else "no node has a model; `outbid nodes` says what is missing")
-
-
-# -- jobs --------------------------------------------------------------------------------------------------------------
-
-
-def jobs(reply: JobsReply, views: Sequence[NodeView], *, as_json: bool) -> None:
-    if as_json:
-        say(reply.jobs)
-        return
-    names = _names(views, reply.jobs)
-    table = _table("job", "state", "capability", "node", "owner", ">age", ">took", ">promised", ">attempts", "error")
-    now_ms = time.time_ns() // 1_000_000
-    for record in reply.jobs:
-        table.add_row(
-            record.id,
-            record.state,
-            record.capability,
-            names.get(record.node or "", record.node or "–"),
-            names.get(record.owner, record.owner),
-            _ago((now_ms - record.created_ms) / 1000),
-            _seconds(record.took_s),
-            _seconds(record.promised_s),
-            str(len(record.attempts)),
-            record.error.message[:60] if record.error else "",
-        )
-    silent = [f"[yellow]{name} did not answer; its jobs are not shown[/yellow]" for name in reply.silent]
-    _print(table if reply.jobs else "no jobs yet", *silent)
-
-
-def cancelled(record: JobRecord, *, as_json: bool) -> None:
-    if as_json:
-        say(record)
-    else:
-        _print(f"job {record.id} is {record.state}")
-
-
-def why(record: JobRecord, views: Sequence[NodeView], *, as_json: bool) -> None:
-    if as_json:
-        say(_why_json(record))
-        return
-    names = _names(views, [record])
-    policy = record.policy
-    extra = [f"{key} {value}" for key, value in msgspec.to_builtins(policy).items() if value and key != "goal"]
-    _print(f"job [bold]{record.id}[/bold]  {record.capability}  goal {policy.goal}  {'  '.join(extra)}  {record.state}")
-    for sheet in record.sheets:
-        _print("", *_sheet(sheet, names))
-    for attempt in record.attempts:
-        if attempt.error:
-            _print(f"attempt {attempt.attempt} on {names.get(attempt.node, attempt.node)}: {attempt.error.message}")
-            if attempt.traceback:
-                _print(f"[dim]{attempt.traceback}[/dim]")
-    if record.took_s is not None:
-        _print("", f"took {_seconds(record.took_s)}, promised {_seconds(record.promised_s)}")
-    if record.error:
-        _print("", f"[red]{record.error.message}[/red]")
-
-
-def _sheet(sheet: BidSheet, names: dict[str, str]) -> Iterable[Any]:
-    how = {
-        "asked": f"{sheet.asked} nodes were asked",
-        "standing": "awarded from standing offers: the job is too short to ask for bids",
-        "only": "only one node could do it",
-    }[sheet.how]
-    yield f"attempt {sheet.attempt}: {how}, decided in {sheet.took_ms:.1f} ms"
-    if sheet.bids:
-        yield _bids(sheet)
-    for decline in sheet.declines:
-        yield f"[dim]{names.get(decline.node, decline.node)} declined ({decline.code}): {decline.reason}[/dim]"
-    if sheet.why:
-        yield f"[bold]{sheet.why}[/bold]"
-
-
-def _bids(sheet: BidSheet) -> Table:
-    columns = (">score", ">start", ">finish", ">p90", ">energy", ">cost", "model", "rests on")
-    table = _table("", "node", *columns)
-    for considered in sheet.bids:
-        bid = considered.bid
-        table.add_row(
-            "→" if bid.node == sheet.winner else "",
-            considered.name,
-            _score(considered),
-            _seconds(bid.start_s),
-            _seconds(bid.finish_s),
-            _seconds(bid.finish_p90_s),
-            f"{bid.energy_j:.3g} J",
-            f"${bid.cost_usd:.2g}",
-            ("warm" if bid.warm else "cold") + (f" {bid.model}" if bid.model else ""),
-            considered.excluded or bid.why,
-        )
-    return table
-
-
-def _score(considered: Considered) -> str:
-    return "excluded" if considered.excluded else f"{considered.score:.3g}"
-
-
-def _why_json(record: JobRecord) -> dict[str, Any]:
-    """The record, with the last auction's bids, declines and winner on top."""
-    last = record.sheets[-1] if record.sheets else None
-    return msgspec.to_builtins(record) | {  # type: ignore[no-any-return]
-        "bids": msgspec.to_builtins(last.bids) if last else [],
-        "declines": msgspec.to_builtins(last.declines) if last else [],
-        "winner": last.winner if last else None,
-        "why": last.why if last else "",
-    }
-
-
-def _names(views: Sequence[NodeView], records: Sequence[JobRecord]) -> dict[str, str]:
-    """By node id; of nodes that are gone, as they were called when they made their bids."""
-    bidders = (c for record in records for sheet in record.sheets for c in sheet.bids)
-    names: dict[str, str] = {c.bid.node: c.name for c in bidders}
-    return names | {view.presence.node: view.presence.name for view in views}
-
-
-def _seconds(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value * 1000:.1f} ms" if value < 0.1 else f"{value:.2f} s"
-
-
-def _ago(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.0f} h"
+        rows.add_row(view.model, view.capability, view.name, loaded, f"{view.free} of {view.slots}", note)
+    show(rows if views else "no node has a model; `outbid nodes` says what is missing")
 
 
 # -- joining -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,100 @@
+"""The commands about jobs that exist: `outbid jobs`, `why`, `result`, `watch`, `cancel`, `retry`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from outbid.cli import job_listing, output, watching
+from outbid.cli.running import JSON, STATE, duration, run
+from outbid.mesh import Mesh
+
+
+@click.command()
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
+@click.option("--status", type=click.Choice(["waiting", "running", "done", "failed", "cancelled"]))
+@STATE
+@JSON
+def jobs(limit: int, status: Any, state: str | None, as_json: bool) -> None:
+    """Recent jobs of all nodes, the newest first."""
+
+    async def show(mesh: Mesh) -> None:
+        job_listing.jobs(await mesh.jobs(limit=limit, state=status), await mesh.nodes(), as_json=as_json)
+
+    run(state, show)
+
+
+@click.command()
+@click.argument("job")
+@click.option("-v", "--verbose", is_flag=True, help="Show the tracebacks of failed attempts.")
+@STATE
+@JSON
+def why(job: str, verbose: bool, state: str | None, as_json: bool) -> None:
+    """The bid sheet of a job: who bid what, who declined, who won and why."""
+
+    async def show(mesh: Mesh) -> None:
+        job_listing.why(await mesh.job(job), await mesh.nodes(), verbose=verbose, as_json=as_json)
+
+    run(state, show)
+
+
+@click.command()
+@click.argument("job")
+@click.option("--wait", is_flag=True, help="Wait for its end, however long that takes.")
+@click.option("--timeout", "timeout_s", type=duration, metavar="TIME", help="Wait for its end, at most so long.")
+@STATE
+@JSON
+def result(job: str, wait: bool, timeout_s: float | None, state: str | None, as_json: bool) -> None:
+    """The result of a durable job, from any node: the text of a chat, any other result as JSON.
+
+    Exit code 1 if the job failed (with its error), 4 if it has not ended.
+    """
+
+    async def show(mesh: Mesh) -> None:
+        limit_s = timeout_s if timeout_s is not None else None if wait else 0.0
+        watching.result(await mesh.attach(job).result(limit_s), as_json=as_json)
+
+    run(state, show)
+
+
+@click.command()
+@click.argument("job")
+@STATE
+@JSON
+def watch(job: str, state: str | None, as_json: bool) -> None:
+    """What has happened to a durable job so far, and what happens, until it ends. Ctrl-C leaves the job alone.
+
+    With --json: one event per line; the last has the result. Exit code 1 if the job failed.
+    """
+    run(state, lambda mesh: watching.watch(mesh.attach(job), as_json=as_json))
+
+
+@click.command()
+@click.argument("job")
+@STATE
+@JSON
+def cancel(job: str, state: str | None, as_json: bool) -> None:
+    """Stop a job, wherever it runs."""
+
+    async def show(mesh: Mesh) -> None:
+        job_listing.cancelled(await mesh.cancel(job), as_json=as_json)
+
+    run(state, show)
+
+
+@click.command()
+@click.argument("job")
+@STATE
+@JSON
+def retry(job: str, state: str | None, as_json: bool) -> None:
+    """Run a durable job that failed or was cancelled again, as a new job whose id is printed."""
+
+    async def again(mesh: Mesh) -> None:
+        new = await mesh.attach(job).retry()
+        output.say({"job": new.id, "known": new.known}) if as_json else output.line(new.id)
+
+    run(state, again)
+
+
+COMMANDS = (jobs, why, result, watch, cancel, retry)

@@ -1,0 +1,151 @@
+"""`outbid watch` and what `outbid result` prints: the answer to standard output, what happens beside it to standard
+error.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+
+from outbid.cli import output
+from outbid.cli.job_listing import seconds
+from outbid.jobs import Job
+from outbid_contracts.errors import from_body
+from outbid_contracts.events import (
+    AttemptLost,
+    Awarded,
+    Chunk,
+    Ended,
+    Finished,
+    JobEvent,
+    Loading,
+    Progressed,
+    Waiting,
+)
+from outbid_contracts.llm import ChatResult
+from outbid_contracts.pieces import Pieces
+
+
+async def watch(job: Job, *, as_json: bool) -> None:
+    """Until its end. Raises the error of a job that failed."""
+    show = _JsonLines() if as_json else _Terminal()
+    async with aclosing(job.watch()) as events:
+        async for event in events:
+            show.event(event)
+            if isinstance(event, Ended):
+                raise from_body(event.error)
+
+
+def result(found: dict[str, Any], *, as_json: bool) -> None:
+    """The text of a chat, any other result as JSON."""
+    text = _chat_text(found)
+    if as_json or text is None:
+        output.say(found)
+    else:
+        output.line(text)
+
+
+def _chat_text(found: dict[str, Any]) -> str | None:
+    try:
+        return msgspec.convert(found, ChatResult).text
+    except msgspec.ValidationError:
+        return None
+
+
+class _JsonLines:
+    """Every event as one object per line."""
+
+    def event(self, event: JobEvent) -> None:
+        output.say(event)
+
+
+class _Terminal:
+    """Pieces of text as they come; other pieces, and other results, as JSON.
+
+    Text that a further attempt says again is not printed again; what was lost on the way comes with the result.
+    """
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True, highlight=False)
+        self._pieces = Pieces()
+        self._printed = ""
+        self._hole = False
+        self._open_line = False
+
+    def event(self, event: JobEvent) -> None:
+        match event:
+            case Chunk():
+                self._chunk(event)
+            case Finished():
+                self._finish(event)
+            case Awarded():
+                self._award(event)
+            case Waiting():
+                self._say(f"waiting: {event.reason}")
+            case Loading():
+                part = f" {event.fraction:.0%}" if event.fraction is not None else ""
+                self._say(f"loading {event.model or 'the model'}{part} …")
+            case Progressed():
+                self._say(f"step {event.step} of {event.steps}  {event.note}")
+            case AttemptLost():
+                again = "; it goes on elsewhere" if event.retry else ""
+                self._say(f"{event.error.message}{again}", style="yellow")
+            case Ended():
+                self._break()
+
+    def _award(self, event: Awarded) -> None:
+        self._pieces.award(event.attempt, event.chunks)
+        promise = f", promises {seconds(event.promised_s)}" if event.promised_s else ""
+        self._say(f"{event.name} runs it{promise}{f' ({event.why})' if event.why else ''}")
+
+    def _chunk(self, event: Chunk) -> None:
+        taken = self._pieces.take(event)
+        if taken == "hole" and not self._hole:
+            self._hole = True
+            self._say("pieces were lost while a machine was away; the rest comes at the end", style="yellow")
+        if taken != "taken":
+            return
+        if isinstance(event.data.get("text"), str):
+            self._show("".join(str(piece.get("text", "")) for piece in self._pieces.data))
+        else:
+            output.say(event.data)
+
+    def _show(self, text: str) -> None:
+        """The text so far, of which some is printed already."""
+        if self._printed.startswith(text):
+            return
+        if not text.startswith(self._printed):
+            self._break()
+            self._say("the answer starts again", style="yellow")
+            self._printed = ""
+        self._write(text[len(self._printed) :])
+        self._printed = text
+
+    def _finish(self, event: Finished) -> None:
+        text = _chat_text(event.result)
+        if text is not None:
+            self._show(text)
+        self._break()
+        if text is None:
+            output.say(event.result)
+        self._say(f"— {event.name} · outbid why {event.job}", style="dim")
+
+    def _write(self, text: str) -> None:
+        if text:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            self._open_line = not text.endswith("\n")
+
+    def _break(self) -> None:
+        if self._open_line:
+            self._write("\n")
+
+    def _say(self, text: str, style: str = "dim") -> None:
+        if self._open_line and sys.stdout.isatty():
+            self._break()
+        self._console.print(text, style=style, markup=False, soft_wrap=True)
