@@ -18,6 +18,8 @@ from outbid_bench.report import Section, write_page
 
 SUBSETS = {
     "dispatch": "what the mesh costs: a job that does nothing, beside bare request-reply and Celery",
+    "durable": "jobs that are on disk before they are acknowledged, beside Celery with a Redis that promises the same",
+    "waiting": "a hundred thousand durable jobs that wait at one node, and a restart with all of them",
     "chat": "a streamed chat beside the engine called directly; eight at once",
     "weight": "memory, processor time at rest, start-up",
     "lan": "five hosts on a network: until all see a new node, until all know that one is gone (root, Linux)",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +20,7 @@ from outbid_bench import celery_app
 from outbid_bench.processes import clean_environment, end
 
 START_TIMEOUT_S = 60.0
+THREADS = 8
 _QUIET = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
 
@@ -27,19 +30,35 @@ class SetUp:
 
     name: str
     options: tuple[str, ...]
-    tuned: bool = True
+    settings: Mapping[str, Any] = field(default_factory=lambda: celery_app.TUNED)
+
+
+def _pool(kind: str, count: int, prefetch: int = 64) -> tuple[str, ...]:
+    """A worker's options. `prefetch`: tasks it holds in all."""
+    return "-P", kind, "-c", str(count), "--prefetch-multiplier", str(prefetch // count), *_QUIET
 
 
 SET_UPS = (
-    SetUp("prefork, 2 processes, as it comes", ("-P", "prefork", "-c", "2"), tuned=False),
-    SetUp("prefork, 2 processes, prefetch 64", ("-P", "prefork", "-c", "2", "--prefetch-multiplier", "32", *_QUIET)),
-    SetUp("prefork, 1 process, prefetch 64", ("-P", "prefork", "-c", "1", "--prefetch-multiplier", "64", *_QUIET)),
-    SetUp("solo, prefetch 64", ("-P", "solo", "--prefetch-multiplier", "64", *_QUIET)),
+    SetUp("prefork, 2 processes, as it comes", ("-P", "prefork", "-c", "2"), settings={}),
+    SetUp("prefork, 2 processes, prefetch 64", _pool("prefork", 2)),
+    SetUp("prefork, 1 process, prefetch 64", _pool("prefork", 1)),
+    SetUp("solo, prefetch 64", _pool("solo", 1)),
 )
 
 
 def installed() -> bool:
     return importlib.util.find_spec("celery") is not None
+
+
+_DURABLE = {**celery_app.TUNED, **celery_app.DURABLE}
+DURABLE_SET_UPS = (
+    SetUp("prefork, 2 processes, as it comes", ("-P", "prefork", "-c", "2"), celery_app.DURABLE),
+    SetUp("prefork, 2 processes, prefetch 64", _pool("prefork", 2), _DURABLE),
+    SetUp("prefork, 8 processes, prefetch 64", _pool("prefork", 8), _DURABLE),
+    SetUp("threads, 8, prefetch 64", _pool("threads", 8), _DURABLE),
+    SetUp("solo, prefetch 64", _pool("solo", 1), _DURABLE),
+)
+"""For the same promises as a durable job; several at once, so that Redis can sync their messages together."""
 
 
 class Worker:
@@ -51,7 +70,8 @@ class Worker:
         self._log = log
 
     def __enter__(self) -> Worker:
-        variables = {celery_app.REDIS: self._url} | ({celery_app.TUNED: "1"} if self.set_up.tuned else {})
+        settings = dict(self.set_up.settings)
+        variables = {celery_app.REDIS: self._url, celery_app.SETTINGS: json.dumps(settings)}
         command = [sys.executable, "-m", "celery", "-A", "outbid_bench.celery_app", "worker", "-l", "ERROR"]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -62,7 +82,7 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 cwd=self._log.parent,
             )
-        app = celery_app.make(self._url, self.set_up.tuned)
+        app = celery_app.make(self._url, settings)
         self._task = app.task(name="noop")(celery_app.noop)
         self._group: Any = importlib.import_module("celery").group
         self._task.delay().get(timeout=START_TIMEOUT_S)
@@ -89,6 +109,18 @@ class Worker:
             done += 1
         return done / (time.perf_counter() - begun)
 
+    def threads(self, in_flight: int, seconds: float) -> float:
+        """As `window`, but sent from several threads, whose messages Redis can sync together."""
+        pending: deque[Future[Any]] = deque()
+        done, begun = 0, time.perf_counter()
+        with ThreadPoolExecutor(THREADS) as senders:
+            while pending or time.perf_counter() - begun < seconds:
+                while len(pending) < in_flight and time.perf_counter() - begun < seconds:
+                    pending.append(senders.submit(self._task.delay))
+                pending.popleft().result(30).get(timeout=30)
+                done += 1
+        return done / (time.perf_counter() - begun)
+
     def groups(self, in_flight: int, seconds: float) -> float:
         """Tasks per second, sent and collected as groups of that size."""
         done, begun = 0, time.perf_counter()
@@ -96,6 +128,21 @@ class Worker:
             self._group([self._task.s()] * in_flight).apply_async().get(timeout=30, interval=0.005)
             done += in_flight
         return done / (time.perf_counter() - begun)
+
+    def alone(self) -> tuple[float, float]:
+        """Seconds until one task was taken by Redis, and until its result was there."""
+        begun = time.perf_counter()
+        task = self._task.delay()
+        taken = time.perf_counter() - begun
+        task.get(timeout=30)
+        return taken, time.perf_counter() - begun
+
+
+WAYS: Mapping[str, Callable[[Worker, int, float], float]] = {
+    "one by one": Worker.window,
+    "by 8 threads": Worker.threads,
+    "in groups": Worker.groups,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +154,23 @@ class Choice:
     per_s: float = 0.0
 
     def drive(self, worker: Worker) -> Callable[[int, float], float]:
-        return worker.window if self.way == "one by one" else worker.groups
+        return lambda in_flight, seconds: WAYS[self.way](worker, in_flight, seconds)
 
 
-def try_all(url: str, log: Path, in_flight: int, seconds: float) -> list[Choice]:
-    """Every set-up driven in both ways, the fastest first."""
+def try_all(
+    url: str,
+    log: Path,
+    in_flight: int,
+    seconds: float,
+    *,
+    set_ups: Sequence[SetUp] = SET_UPS,
+    ways: Sequence[str] = ("one by one", "in groups"),
+) -> list[Choice]:
+    """Every set-up driven in all ways, the fastest first."""
     found = []
-    for set_up in SET_UPS:
+    for set_up in set_ups:
         with Worker(url, set_up, log) as worker:
-            for way in ("one by one", "in groups"):
+            for way in ways:
                 choice = Choice(set_up, way)
                 choice.drive(worker)(in_flight, seconds / 4)  # warm up
                 found.append(Choice(set_up, way, choice.drive(worker)(in_flight, seconds)))

@@ -189,10 +189,10 @@ async def _rates(owner: Node, options: Options) -> Rates:
         contenders = await stack.enter_async_context(_contenders(owner, (), options.folder, Counter()))
         celery = await _celery(stack, rates, options, seconds)
         for ask in contenders.values():
-            await _jobs_per_s(ask, 0.5)  # warm up
+            await jobs_per_s(ask, 0.5)  # warm up
         for _ in range(options.rounds):
             for name, ask in contenders.items():
-                rates.add(name, await _jobs_per_s(ask, seconds))
+                rates.add(name, await jobs_per_s(ask, seconds))
             if celery is not None:
                 rates.add(CELERY, await asyncio.to_thread(celery, IN_FLIGHT, seconds))
     return rates
@@ -215,7 +215,7 @@ async def _celery(
     return best.drive(worker)
 
 
-async def _jobs_per_s(ask: Ask, seconds: float) -> float:
+async def jobs_per_s(ask: Ask, seconds: float) -> float:
     """A new one for each that is done, until `seconds` are over."""
     done = 0
     begun = time.perf_counter()

@@ -27,6 +27,13 @@ def conditions(command: str) -> list[str]:
     ]
 
 
+def filesystem(path: Path) -> str:
+    """On which kind of file system this folder is."""
+    real = path.resolve()
+    mounts = [p for p in psutil.disk_partitions(all=True) if real.is_relative_to(p.mountpoint)]
+    return max(mounts, key=lambda p: len(p.mountpoint)).fstype if mounts else "unknown"
+
+
 def _versions() -> Iterable[str]:
     yield f"{platform.python_implementation()} {platform.python_version()}"
     for name in PACKAGES:

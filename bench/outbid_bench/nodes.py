@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import psutil
 
@@ -32,6 +34,7 @@ class Node:
         self.name = name
         self.state = folder / name
         self._log = folder / f"{name}.log"
+        self._logged = len(self._log.read_text(errors="replace")) if self._log.exists() else 0
         command = [sys.executable, "-m", "outbid_node", "up", "--state", str(self.state), "--name", name]
         command += ["--mesh", mesh, "--json-logs", *flags]
         environment = clean_environment({"OUTBID_KEYRING": str(folder / "keyring")})
@@ -63,6 +66,19 @@ class Node:
         """Its nats-servers: ledger, and router if it has one."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         return [child for child in children if "nats-server" in child.name()]
+
+    def lines(self, action: str) -> list[dict[str, Any]]:
+        """The log lines of one action since this daemon was started."""
+        found = []
+        for line in self._log.read_text(errors="replace")[self._logged :].splitlines():
+            with suppress(ValueError):
+                entry = json.loads(line)
+                if entry.get("action") == action:
+                    found.append(entry)
+        return found
+
+    def ledger(self) -> psutil.Process:
+        return next(server for server in self.servers() if "ledger" in " ".join(server.cmdline()))
 
 
 class Fleet:

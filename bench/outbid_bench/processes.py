@@ -103,10 +103,13 @@ def serve_lines(hello: Mapping[str, Any], answer: Any) -> None:
 
 
 class Redis:
-    """A redis-server of our own, with nothing written to disk. `url` is where it listens."""
+    """A redis-server of our own. `url` is where it listens. `synced`: each change is on disk before it is acknowledged
+    (those of one turn of its loop together); else nothing is written to disk.
+    """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, synced: bool = False) -> None:
         self._folder = folder
+        self._synced = synced
         self._port = free_port()
         self.url = f"redis://127.0.0.1:{self._port}/0"
 
@@ -119,13 +122,18 @@ class Redis:
             "port": str(self._port),
             "bind": "127.0.0.1",
             "save": "",
-            "appendonly": "no",
+            "appendonly": "yes" if self._synced else "no",
+            "appendfsync": "always",
             "dir": str(self._folder),
         }
         command = ["redis-server", *(word for name, value in options.items() for word in (f"--{name}", value))]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
         until_listening(self._port, self._process)
         return self
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
