@@ -33,10 +33,12 @@ class NodeProcess:
         self.flags = list(flags)
         self.log = state.with_name(f"{state.name}.log")
         self.environment: dict[str, str] = {}
+        self.module = "outbid_node"
+        """The program: a test may run one that is broken on purpose."""
         self.process: subprocess.Popen[bytes] | None = None
 
     def spawn(self) -> None:
-        command = [sys.executable, "-m", "outbid_node", "up", "--state", str(self.state)]
+        command = [sys.executable, "-m", self.module, "up", "--state", str(self.state)]
         command += ["--name", self.name, "--mesh", self.mesh, "--json-logs", *self.flags]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("OUTBID_")}
         environment |= {"OUTBID_KEYRING": str(self.state.with_name("keyring"))} | self.environment
@@ -111,9 +113,14 @@ class Fleet:
         self.mesh = f"test-{secrets.token_hex(5)}"
         self.nodes: list[NodeProcess] = []
 
-    def add(self, name: str, *flags: str) -> NodeProcess:
+    def node(self, name: str, *flags: str) -> NodeProcess:
+        """Not started yet."""
         node = NodeProcess(self.folder / name, name, self.mesh, flags)
         self.nodes.append(node)
+        return node
+
+    def add(self, name: str, *flags: str) -> NodeProcess:
+        node = self.node(name, *flags)
         node.spawn()
         return node
 

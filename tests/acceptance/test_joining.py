@@ -141,6 +141,7 @@ async def test_rekey_takes_along_who_is_there_and_locks_out_the_stolen_machine(m
     pi, stolen = others
     await desk.sees("desk", "pi", "stolen")
     before = next(desk.keyring.glob("*.key")).read_text()
+    job = desk.outbid("submit", "test.echo", "--param", "text=kept", "--delay", "1m").strip()
     told = json.loads(desk.outbid("rekey", "--without", "stolen", "--yes", "--json"))
     assert (told["followed"], told["left_out"]) == (["pi"], ["stolen"])
     await desk.sees("desk", "pi", timeout_s=25)
@@ -148,6 +149,8 @@ async def test_rekey_takes_along_who_is_there_and_locks_out_the_stolen_machine(m
     assert next(desk.keyring.glob("*.key")).read_text() == next(pi.keyring.glob("*.key")).read_text() != before
     assert next(stolen.keyring.glob("*.key")).read_text() == before
     await stolen.sees("stolen")
+    async with mesh_of(desk.node) as mesh:
+        assert (await mesh.job(job)).state == "waiting"
 
 
 async def test_a_guest_offers_what_it_may_and_leaves_when_its_time_is_over(machines: Fleet) -> None:

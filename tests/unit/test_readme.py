@@ -18,7 +18,10 @@ from outbid_node.joining.cli import parser_of
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
-COMMANDS = sorted({line.split("#")[0].strip(" $`") for line in re.findall(r"(?:^|`)\$? ?outbid [^\n`]*", README, re.M)})
+DURABLE = (ROOT / "docs" / "durable-jobs.md").read_text("utf-8")
+COMMANDS = sorted(
+    {line.split("#")[0].strip(" $`") for line in re.findall(r"(?:^|`)\$? ?outbid [^\n`]*", README + DURABLE, re.M)}
+)
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -48,10 +51,11 @@ def test_links_lead_somewhere() -> None:
     assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
 
 
-def test_python_example_parses_and_uses_real_names() -> None:
+@pytest.mark.parametrize("text", [README, DURABLE], ids=["readme", "durable"])
+def test_python_example_parses_and_uses_real_names(text: str) -> None:
     import outbid
 
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     tree = ast.parse(f"async def main():\n{re.sub('^', '    ', code, flags=re.M)}")
     imported = [alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names]
     assert imported

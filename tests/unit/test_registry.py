@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 import pytest
 
-from outbid_contracts.errors import Busy
-from outbid_contracts.ids import JobId, NodeId
-from outbid_contracts.messages import Job, Offer, Presence
+from outbid_contracts.ids import NodeId
+from outbid_contracts.messages import Offer, Presence
 from outbid_node.registry import GONE_AFTER_S, Registry
-from outbid_node.waiting import WaitingRoom
 
 ME, OTHER = NodeId("meme"), NodeId("other")
 
@@ -41,10 +38,6 @@ def offer(model: str, free: int, *, default: bool = True) -> Offer:
         rates={},
         default=default,
     )
-
-
-def job(model: str | None = None) -> Job:
-    return Job(id=JobId("j"), owner=ME, capability="llm.chat", params={}, work={}, model=model)
 
 
 def free_of(registry: Registry, model: str | None = None) -> list[int]:
@@ -116,65 +109,3 @@ def test_a_draining_node_offers_nothing() -> None:
     registry = Registry(ME)
     registry.receive(presence(state="draining"))
     assert registry.standing("llm.chat", None) == []
-
-
-async def test_waiting_jobs_go_in_order_and_only_as_many_as_there_is_room() -> None:
-    registry = Registry(ME)
-    registry.receive(presence(free=0))
-    room = WaitingRoom(registry, 10)
-    order: list[int] = []
-
-    async def wait(number: int) -> None:
-        await room.wait(job(), first=False)
-        order.append(number)
-
-    tasks = [asyncio.create_task(wait(i)) for i in range(4)]
-    await asyncio.sleep(0)
-    assert len(room) == 4
-    registry.receive(presence(seq=2, free=2))
-    await asyncio.wait(tasks[:2])
-    await asyncio.sleep(0)
-    assert order == [0, 1]
-    assert len(room) == 2
-    registry.receive(presence(seq=3, free=4))
-    await asyncio.wait(tasks)
-    assert order == [0, 1, 2, 3]
-
-
-async def test_a_new_job_does_not_overtake_those_that_wait() -> None:
-    registry = Registry(ME)
-    registry.receive(presence(free=0))
-    room = WaitingRoom(registry, 10)
-    first = asyncio.create_task(room.wait(job()))
-    await asyncio.sleep(0)
-    told: list[object] = []
-    second = asyncio.create_task(room.queue(job(), told.append))
-    await asyncio.sleep(0)
-    assert len(told) == 1
-    registry.receive(presence(seq=2, free=1))
-    await first
-    assert not second.done()
-    second.cancel()
-
-
-async def test_a_cancelled_wait_leaves_no_trace() -> None:
-    registry = Registry(ME)
-    registry.receive(presence(free=0))
-    room = WaitingRoom(registry, 1)
-    waiting = asyncio.create_task(room.wait(job()))
-    await asyncio.sleep(0)
-    with pytest.raises(Busy, match="max_waiting"):
-        await room.wait(job())
-    waiting.cancel()
-    await asyncio.wait([waiting])
-    assert len(room) == 0
-
-
-async def test_with_nobody_able_left_the_job_is_let_go_to_hear_why() -> None:
-    registry = Registry(ME)
-    registry.receive(presence(free=0))
-    room = WaitingRoom(registry, 10)
-    waiting = asyncio.create_task(room.wait(job()))
-    await asyncio.sleep(0)
-    registry.drop(OTHER, "left")
-    await asyncio.wait_for(waiting, 1)

@@ -28,7 +28,7 @@ WORK = {
     subjects.capability("llm.chat"),
     subjects.capability("audio.speech.fast"),
     subjects.jobs("cancel"),
-    subjects.jobs("submit"),
+    *(subjects.jobs(verb) for verb in ("submit", "result", "watch", "retry")),
 }
 ADMIN = {"mesh.admin.drain", "mesh.admin.creds.revoke"}
 BETWEEN_NODES = {
@@ -38,6 +38,7 @@ BETWEEN_NODES = {
     "mesh.suspect",
     subjects.capacity(NODE),
     subjects.job_event(JOB),
+    subjects.events(NODE, JOB),
     "_INBOX.abc.1",
     f"_INBOX_{ME}.x",
     "$JS.API.INFO",
@@ -65,6 +66,7 @@ NOT_HEAR = {
     "mesh.llm.chat",
     "mesh.node.*.award",
     subjects.CAPACITY_ALL,
+    subjects.events(NODE, JOB),
     "$JS.>",
     "$SRV.PING",
 }
@@ -105,7 +107,7 @@ def test_a_node_hears_everything() -> None:
 def test_every_subject_that_subjects_py_can_make_was_tried() -> None:
     """A new function there wants a decision here."""
     functions = {name for name, made in inspect.getmembers(subjects, inspect.isfunction) if not name.startswith("_")}
-    assert functions <= {"capability", "jobs", "node", "presence", "capacity", "job_event", "admin"}
+    assert functions <= {"capability", "jobs", "node", "presence", "capacity", "job_event", "events", "admin"}
     constants = {value for name, value in vars(subjects).items() if name.isupper() and isinstance(value, str)}
     assert {subject for subject in constants if subject.startswith("mesh.")} <= EVERYTHING | HEAR | NOT_HEAR
 

@@ -1,0 +1,54 @@
+"""Daemons that break a promise on purpose, to see whether the history checker notices.
+
+`python -m tests.acceptance.broken_nodes up …` with BROKEN in the environment: the name of a function below.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable
+
+import msgspec
+
+from outbid_contracts.durable import DurableJob
+from outbid_contracts.messages import Settle
+from outbid_node.__main__ import main
+from outbid_node.durable.journal import Journal
+from outbid_node.owner import Owner
+
+LATE_S = 2.0
+
+
+def unfenced() -> None:
+    """The owner takes a result of any attempt."""
+    fenced = Owner.settle
+
+    def settle(self: Owner, settle: Settle) -> bool:
+        owned = self.running.get(settle.job)
+        return fenced(self, msgspec.structs.replace(settle, attempt=owned.number) if owned else settle)
+
+    Owner.settle = settle  # type: ignore[method-assign]
+
+
+def hasty() -> None:
+    """The journal says that a record is on disk some time before it is."""
+    careful = Journal.put
+
+    def put(self: Journal, record: DurableJob) -> asyncio.Future[None]:
+        loop = asyncio.get_running_loop()
+        loop.call_later(LATE_S, careful, self, record)
+        stored = loop.create_future()
+        stored.set_result(None)
+        return stored
+
+    Journal.put = put  # type: ignore[method-assign]
+
+
+BREAKS: dict[str, Callable[[], None]] = {"unfenced": unfenced, "hasty": hasty}
+
+
+if __name__ == "__main__":
+    BREAKS[os.environ["BROKEN"]]()
+    sys.exit(main())

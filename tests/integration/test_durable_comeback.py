@@ -1,0 +1,78 @@
+"""What the journal has removed stays removed, even when the ledger is killed after every trace of the removal expired.
+
+nats-server forgets removals by a limit of versions when it is killed: the removed record is back as soon as the marker
+that hid it has expired. So the journal removes by rollup only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from outbid_contracts.durable import DurableJob, Terms
+from outbid_contracts.ids import JobId, NodeId
+from outbid_contracts.messages import Job
+from outbid_node.durable.entry import MARKER_S
+from outbid_node.durable.journal import Journal
+from outbid_node.durable.stream import Stream
+from tests.ledgers import OwnLedger, own_ledger
+from tests.waiting import until
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+
+COUNT = 10
+VERSIONS = 3
+
+
+@pytest.fixture
+async def own(tmp_path: Path) -> AsyncIterator[OwnLedger]:
+    async with own_ledger(tmp_path) as ledger:
+        yield ledger
+
+
+async def opened(own: OwnLedger) -> Journal:
+    journal = Journal(await own.connect(), own.node, trouble=lambda: own.ledger.jetstream_error)
+    await journal.open()
+    return journal
+
+
+def record(name: str, version: int) -> DurableJob:
+    job = Job(
+        id=JobId(name), owner=NodeId("owner"), capability="test.noop", params={"text": "x" * 200}, work={}, durable=True
+    )
+    return DurableJob(job=job, terms=Terms(), number=version)
+
+
+async def until_expired(own: OwnLedger, names: list[str]) -> None:
+    """Until nothing in the bucket shows any more that these were ever there."""
+    stream = Stream(await own.connect(), f"KV_JOBS_{own.node}")
+    keys = [f"$KV.JOBS_{own.node}.{name}" for name in names]
+
+    async def gone() -> bool:
+        return not await stream.lasts(keys)
+
+    await until(gone, within_s=MARKER_S + 20)
+
+
+@pytest.mark.parametrize("kills", [1, 2])
+async def test_no_removed_job_comes_back_when_the_ledger_is_killed(own: OwnLedger, kills: int) -> None:
+    ended, dropped, kept = ([f"{what}{n}" for n in range(COUNT)] for what in ("ended", "dropped", "kept"))
+    journal = await opened(own)
+    for version in range(1, VERSIONS + 1):
+        await asyncio.gather(*(journal.put(record(name, version)) for name in (*ended, *dropped, *kept)))
+    await asyncio.gather(
+        *(journal.end(msgspec.structs.replace(record(name, VERSIONS), state="done")) for name in ended),
+        *(journal.drop(JobId(name)) for name in dropped),
+    )
+    await until_expired(own, [*ended, *dropped])
+    for _ in range(kills):
+        await own.kill()
+    found = {job.job.id: job.number for job in await (await opened(own)).load()}
+    assert found == {JobId(name): VERSIONS for name in kept}
+    assert await journal.ended(JobId(ended[0])) is not None
+    await journal.close()

@@ -1,0 +1,196 @@
+"""Who goes next when a slot is free, and that no more go than there are slots."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from outbid_contracts.durable import AHEAD_S
+from outbid_contracts.errors import Busy
+from outbid_contracts.ids import JobId, NodeId
+from outbid_contracts.messages import Job, Offer, Presence
+from outbid_node.registry import Registry
+from outbid_node.waiting import FEW, Ticket, WaitingRoom
+
+ME, OTHER = NodeId("meme"), NodeId("other")
+KEY = ("llm.chat", None)
+
+
+def presence(seq: int, free: int) -> Presence:
+    offer = Offer(
+        capability="llm.chat",
+        model="small",
+        warm=True,
+        slots=64,
+        free=free,
+        load_s=0,
+        fixed_s=0,
+        rates={},
+        default=True,
+    )
+    return Presence(node=OTHER, name="other", version="1", boot="b", seq=seq, state="up", offers=(offer,))
+
+
+class Mesh:
+    """One other node, whose free slots we set."""
+
+    def __init__(self, free: int, limit: int = 10) -> None:
+        self.registry = Registry(ME)
+        self.room = WaitingRoom(self.registry, limit)
+        self.seq = 0
+        self.gone: list[Any] = []
+        self.tickets: list[Ticket] = []
+        self.free(free)
+
+    def free(self, count: int) -> None:
+        self.seq += 1
+        self.registry.receive(presence(self.seq, count))
+
+    def park(self, name: Any, order: float = 0.0) -> Ticket:
+        ticket = self.room.ticket(KEY, order, lambda: self.gone.append(name))
+        self.tickets.append(ticket)
+        self.room.queue(ticket)
+        return ticket
+
+
+def job(created_ms: int = 0) -> Job:
+    return Job(id=JobId("j"), owner=ME, capability="llm.chat", params={}, work={}, created_ms=created_ms)
+
+
+async def call(mesh: Mesh, name: Any, created_ms: int = 0) -> Ticket:
+    ticket = await mesh.room.enter(job(created_ms), lambda event: None)
+    mesh.gone.append(name)
+    return ticket
+
+
+async def full(mesh: Mesh) -> list[Ticket]:
+    """Enough callers on their way that the next one looks whether there is room."""
+    return [await mesh.room.enter(job(), lambda event: None) for _ in range(FEW)]
+
+
+def test_the_earlier_goes_first_whatever_came_first_into_the_room() -> None:
+    mesh = Mesh(free=0)
+    for order in (30, 10, 20):
+        mesh.park(order, order)
+    mesh.free(2)
+    assert mesh.gone == [10, 20]
+    assert len(mesh.room) == 1
+
+
+def test_only_as_many_go_as_there_are_slots_nobody_is_on_the_way_to() -> None:
+    mesh = Mesh(free=0)
+    for n in range(6):
+        mesh.park(n, n)
+    mesh.free(2)
+    mesh.free(2)
+    mesh.free(3)
+    assert mesh.gone == [0, 1, 2]
+    mesh.room.leave(mesh.tickets[0])  # it got its slot elsewhere, so its place here is still free
+    assert mesh.gone == [0, 1, 2, 3]
+
+
+def test_a_batch_job_goes_before_what_came_ten_minutes_after_it() -> None:
+    mesh = Mesh(free=0)
+    mesh.park("batch", 0 + AHEAD_S["batch"] * 1000)
+    mesh.park("interactive, nine minutes later", 540_000 + AHEAD_S["interactive"] * 1000)
+    mesh.park("interactive, eleven minutes later", 660_000 + AHEAD_S["interactive"] * 1000)
+    mesh.free(1)
+    mesh.room.leave(mesh.tickets[1])
+    mesh.room.leave(mesh.tickets[0])
+    assert mesh.gone == ["interactive, nine minutes later", "batch", "interactive, eleven minutes later"]
+
+
+def test_one_that_left_is_passed_over() -> None:
+    mesh = Mesh(free=0)
+    first = mesh.park("first")
+    mesh.park("second")
+    mesh.room.leave(first)
+    assert len(mesh.room) == 1
+    mesh.free(1)
+    assert mesh.gone == ["second"]
+
+
+def test_durable_jobs_wait_on_while_nobody_is_able() -> None:
+    mesh = Mesh(free=0)
+    mesh.park("patient")
+    mesh.registry.drop(OTHER, "left")
+    assert mesh.gone == []
+    mesh.free(1)
+    assert mesh.gone == ["patient"]
+
+
+async def test_with_nobody_able_left_a_caller_is_let_go_to_hear_why() -> None:
+    mesh = Mesh(free=0)
+    on_their_way = await full(mesh)
+    waiting = asyncio.create_task(call(mesh, "caller"))
+    await asyncio.sleep(0)
+    assert not mesh.gone
+    for ticket in on_their_way:
+        mesh.room.leave(ticket)
+    assert not waiting.done()
+    mesh.registry.drop(OTHER, "left")
+    await asyncio.wait_for(waiting, 1)
+
+
+async def test_a_new_caller_does_not_overtake_those_that_wait() -> None:
+    mesh = Mesh(free=0)
+    mesh.park("parked", 5)
+    later = asyncio.create_task(call(mesh, "later", created_ms=10))
+    earlier = asyncio.create_task(call(mesh, "earlier", created_ms=1))
+    await asyncio.sleep(0)
+    mesh.free(3)
+    await asyncio.wait([later, earlier], timeout=1)
+    assert mesh.gone[0] == "parked" or mesh.gone == ["earlier", "parked", "later"]
+    assert mesh.gone.index("earlier") < mesh.gone.index("later")
+
+
+async def test_callers_beyond_the_limit_are_told_so_and_leave_no_trace() -> None:
+    mesh = Mesh(free=0, limit=1)
+    mesh.park("durable jobs do not count")
+    waiting = asyncio.create_task(call(mesh, "one"))
+    await asyncio.sleep(0)
+    with pytest.raises(Busy, match="max_waiting"):
+        await call(mesh, "two")
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert len(mesh.room) == 1
+    again = asyncio.create_task(call(mesh, "three"))
+    await asyncio.sleep(0)
+    assert not again.done()
+    again.cancel()
+
+
+async def test_who_finds_no_slot_after_all_keeps_its_place() -> None:
+    mesh = Mesh(free=1)
+    first = await call(mesh, "first", created_ms=1)
+    mesh.free(0)
+    mesh.park("second", 2)
+    back = asyncio.create_task(mesh.room.wait(first))
+    await asyncio.sleep(0)
+    mesh.free(1)
+    await asyncio.wait_for(back, 1)
+    assert "second" not in mesh.gone
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 100)), max_size=30))
+def test_nothing_waits_while_there_is_room_and_nothing_goes_without(steps: list[tuple[int, int]]) -> None:
+    """Whatever the order of arrivals, departures and changes of free slots."""
+    mesh = Mesh(free=0)
+    slots = 0
+    for number, (kind, value) in enumerate(steps):
+        passing = [ticket for ticket in mesh.tickets if ticket.passing]
+        if kind <= 1:
+            mesh.park(number, value)
+        elif kind == 2 and passing:
+            mesh.room.leave(passing[value % len(passing)])
+        else:
+            slots = value % 4
+            mesh.free(slots)
+        passing = [ticket for ticket in mesh.tickets if ticket.passing]
+        waiting = [ticket for ticket in mesh.tickets if not ticket.passing and not ticket.gone]
+        assert len(waiting) == len(mesh.room)
+        assert not waiting or len(passing) >= slots
