@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from outbid_contracts import errors, events, messages, requests, runner
+from outbid_contracts import admin, doctor, durable, errors, events, keeping, messages, requests, runner
 from outbid_contracts.capability import Capability
 from outbid_contracts.codec import VERSION
 from outbid_contracts.policy import Policy
@@ -47,6 +47,10 @@ def all_schemas() -> dict[str, Any]:
     types = [
         *_structs(messages, messages.Message),
         *_structs(requests, messages.Message),
+        *_structs(durable, messages.Message),
+        *_structs(keeping, messages.Message),
+        *_structs(admin, messages.Message),
+        *_structs(doctor, messages.Message),
         *_structs(events, events.Event),
         *_structs(runner, runner.Header),
         errors.ErrorBody,

@@ -77,7 +77,8 @@ class Registry:
         return self._peers.get(node)
 
     def name_of(self, node: NodeId) -> str:
-        peer = self._peers.get(node)
+        """Also of one that has just gone; its id if it is not known."""
+        peer = self._peers.get(node) or self._lost.get(node)
         return peer.presence.name if peer else node
 
     def names(self) -> dict[str, str]:

@@ -30,6 +30,9 @@ MACHINES = {
 
 START_TIMEOUT_S = 30.0
 
+KILL_AFTER = 80
+"""Bytes of an answer before the node that gives it is killed."""
+
 
 class Demo:
     """The nodes of the demo and the terminal it talks to."""
@@ -58,10 +61,14 @@ class Demo:
         _title("The same question, put out to tender among warm nodes")
         winner = self._chat("Write three sentences about a lighthouse.", "--max-tokens", "96")
 
-        _title(f"{winner} won. It is killed (SIGKILL), and the question is asked again")
-        self._kill(winner)
-        self._chat("Write three sentences about a lighthouse.", "--max-tokens", "96")
+        victim = winner if winner != self.home else "desktop"
+        _title(f"Again, on {victim}, which is killed (SIGKILL) while it answers: the answer goes on elsewhere")
+        self._chat_and_kill("Write three sentences about a lighthouse.", victim)
         self.outbid("jobs", "--limit", "6")
+
+        _title("A job that must not get lost: on disk when its id is printed, done whoever dies, told by any machine")
+        job = self._submit("Name three birds.")
+        self.outbid("result", job, "--wait")
 
         _title("The caller decides what counts. This one wants the answer that takes the least energy")
         self._chat("Name two primary colours.", "--max-tokens", "16", "--policy", "green")
@@ -84,6 +91,37 @@ class Demo:
         self.outbid("why", job)
         sheet = self._ask("why", job)
         return str(next(c["name"] for c in sheet["bids"] if c["bid"]["node"] == sheet["winner"]))
+
+    def _chat_and_kill(self, prompt: str, victim: str) -> None:
+        """Kill the node that answers when a part of its answer is there."""
+        arguments = ("chat", prompt, "--max-tokens", "96", "--prefer", victim)
+        sys.stdout.write(f"\n\033[36m$ outbid {shlex.join(arguments)}\033[0m\n")
+        sys.stdout.flush()
+        with subprocess.Popen(
+            self._command(*arguments), env=self._environment(self.home), stdout=subprocess.PIPE
+        ) as chat:
+            assert chat.stdout is not None
+            shown = 0
+            while piece := os.read(chat.stdout.fileno(), 4096):
+                sys.stdout.write(piece.decode(errors="replace"))
+                sys.stdout.flush()
+                if shown < KILL_AFTER <= shown + len(piece):
+                    self._kill(victim)
+                shown += len(piece)
+        if chat.returncode:
+            raise SystemExit(f"the chat ended with exit code {chat.returncode}")
+
+    def _submit(self, prompt: str) -> str:
+        """Hand in a durable chat; returns its id."""
+        arguments = ("submit", "llm.chat", "--param", f"prompt={prompt}", "--param", "max_tokens=24")
+        sys.stdout.write(f"\n\033[36m$ JOB=$(outbid {shlex.join(arguments)})\033[0m\n")
+        sys.stdout.flush()
+        done = subprocess.run(
+            self._command(*arguments), env=self._environment(self.home), stdout=subprocess.PIPE, check=False
+        )
+        if done.returncode:
+            raise SystemExit(f"submitting ended with exit code {done.returncode}")
+        return done.stdout.decode().strip()
 
     def _start(self, name: str, settings: dict[str, float]) -> None:
         flags = ["--log-level", "warning"]
@@ -120,6 +158,7 @@ class Demo:
     def _kill(self, name: str) -> None:
         node = self.nodes[name]
         sys.stdout.write(f"\n\033[36m$ kill -9 {node.pid}   # {name}\033[0m\n")
+        sys.stdout.flush()
         node.kill()
         if name == self.home:
             self.home = next(other for other in MACHINES if self.nodes[other].exit_code is None)
