@@ -197,6 +197,17 @@ async def test_an_award_that_gets_no_answer_moves_on_and_cannot_settle(node: Nod
     assert not await peer.settle(node.local.node, peer.awards[0], "who am I")
 
 
+async def test_a_result_counts_though_the_answer_to_its_award_was_lost(node: NodeProcess, peer: ScriptedPeer) -> None:
+    """The ledger of the owner was killed in between: what was accepted must not be thrown away."""
+    peer.on_award = lambda award: None
+    running = asyncio.ensure_future(run(node, "half-heard"))
+    await eventually(lambda: peer.awards, 5, "no award came")
+    assert await peer.settle(node.local.node, peer.awards[0], "mine")
+    result = await running
+    assert (result["text"], result["attempt"], result["name"]) == ("mine", 1, "scripted")
+    assert len(peer.awards) == 1
+
+
 async def test_a_node_that_does_not_answer_the_call_is_noted_as_late(node: NodeProcess, peer: ScriptedPeer) -> None:
     peer.on_cfp = lambda cfp: None
     async with mesh_of(node) as mesh:
