@@ -17,6 +17,9 @@ from outbid_node.identity.keys import MeshKey
 from outbid_node.identity.node import Identity
 from tests.waiting import until
 
+PATIENCE_S = 40
+"""Below the time-out of a test; a server may need long to come up beside a storm of others."""
+
 
 class OwnLedger:
     """A ledger with its supervisor, and connections to it."""
@@ -49,11 +52,11 @@ class OwnLedger:
     async def kill(self) -> None:
         """SIGKILL; returns when its supervisor has it up again, and every connection is back."""
         before = self.ledger.server.restarts
-        await until(lambda: self.ledger.server.state == "up")
+        await until(lambda: self.ledger.server.state == "up", PATIENCE_S)
         if process := self.process:
             process.kill()
-        await until(lambda: self.ledger.server.restarts > before and self.ledger.server.state == "up")
-        await until(lambda: all(bus.connected for bus in self.buses))
+        await until(lambda: self.ledger.server.restarts > before and self.ledger.server.state == "up", PATIENCE_S)
+        await until(lambda: all(bus.connected for bus in self.buses), PATIENCE_S)
 
     async def freeze(self) -> Callable[[], None]:
         """SIGSTOP; what it returns lets it go on."""

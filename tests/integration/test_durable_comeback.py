@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -20,19 +18,13 @@ from outbid_contracts.messages import Job
 from outbid_node.durable.entry import MARKER_S
 from outbid_node.durable.journal import Journal
 from outbid_node.durable.stream import Stream
-from tests.ledgers import OwnLedger, own_ledger
+from tests.ledgers import OwnLedger
 from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
 COUNT = 10
 VERSIONS = 3
-
-
-@pytest.fixture
-async def own(tmp_path: Path) -> AsyncIterator[OwnLedger]:
-    async with own_ledger(tmp_path) as ledger:
-        yield ledger
 
 
 async def opened(own: OwnLedger) -> Journal:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,18 +15,12 @@ from outbid_contracts.events import Chunk, Ended, Finished, JobEvent, Waiting
 from outbid_contracts.ids import JobId, NodeId
 from outbid_node.durable.events import Events
 from outbid_node.durable.stream import Stream
-from tests.ledgers import OwnLedger, own_ledger
+from tests.ledgers import OwnLedger
 from tests.waiting import until
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 JOB = JobId("job")
 OTHER = JobId("other")
-
-
-@pytest.fixture
-async def own(tmp_path: Path) -> AsyncIterator[OwnLedger]:
-    async with own_ledger(tmp_path) as ledger:
-        yield ledger
 
 
 @pytest.fixture
