@@ -30,6 +30,8 @@ a number, and turn the model where two tokens are as good as equal (3 of 30 answ
 """
 
 TOKENS = 64
+CERTAIN = 40
+"""Characters of the answer that come before anything happens to it."""
 
 Blow = Callable[[], object]
 
@@ -249,41 +251,53 @@ def story(mesh: Mesh, events: list[JobEvent], prefer: str) -> ChatStream:
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("how", ["runner", "drain", "freeze", "daemon"])
 async def test_an_answer_goes_on_word_for_word_on_another_node(models: Fleet, how: str) -> None:
+    """Reading a text and having written it differ in the last bits, which turns a near tie in one answer of ten: so one
+    of three must be the unbroken one, and all must be without a seam.
+    """
     a, b, _ = models.nodes
-    events: list[JobEvent] = []
-    drained: list[asyncio.Future[DrainReply]] = []
-
-    def blow() -> None:
-        match how:
-            case "runner":
-                runner_of(b).kill()
-            case "drain":
-                drained.append(asyncio.ensure_future(drain(b)))
-            case "freeze":
-                os.kill(b.pid, signal.SIGSTOP)
-            case _:
-                b.kill()
-
     async with mesh_of(a) as mesh:
         unbroken, whole = await tell(story(mesh, [], "b"))
-        stream = story(mesh, events, "b")
+        for _ in range(3):
+            said, reply = await broken_answer(mesh, b, how)
+            assert said == reply.text
+            assert said.startswith(unbroken[:CERTAIN])
+            if said == unbroken:
+                break
+            await models.until_whole()
+    assert said == unbroken == whole.text
+    assert reply.usage == whole.usage
+    assert reply.finish_reason == whole.finish_reason
+
+
+async def broken_answer(mesh: Mesh, b: NodeProcess, how: str) -> tuple[str, Reply]:
+    """That of b, where something happens in the middle, so that c ends it."""
+    if b.process is None or b.process.poll() is not None:
+        b.spawn()
+        await b.until_up()
+    events: list[JobEvent] = []
+    drained: list[asyncio.Future[DrainReply]] = []
+    stream = story(mesh, events, "b")
+    async with mesh_of(b) as there:
+        blows: dict[str, Blow] = {
+            "runner": lambda: runner_of(b).kill(),
+            "drain": lambda: drained.append(asyncio.ensure_future(ask_to_drain(there, b))),
+            "freeze": lambda: os.kill(b.pid, signal.SIGSTOP),
+            "daemon": b.kill,
+        }
         try:
-            said, reply = await tell(stream, blow)
+            said, reply = await tell(stream, blows[how])
+            assert [(await one).handed_over for one in drained] == [(stream.job,)] * len(drained)
         finally:
             if how == "freeze":
                 os.kill(b.pid, signal.SIGCONT)
-    assert said == reply.text == unbroken == whole.text
-    assert reply.usage == whole.usage
-    assert reply.finish_reason == whole.finish_reason
+            if drained:
+                await ask_to_drain(there, b, undo=True)
     assert (stream.handovers, stream.restarts) == (1, 0)
     assert [type(e) for e in events if isinstance(e, (Awarded, AttemptLost))] == [Awarded, AttemptLost, Awarded]
-    assert reply.attempt == 2
-    assert reply.name == "c"
-    for reply_ in [await one for one in drained]:
-        assert reply_.handed_over == (stream.job,)
-        await drain(b, undo=True)
+    assert (reply.attempt, reply.name) == (2, "c")
     if how != "daemon":
         await until_idle(b)
+    return said, reply
 
 
 # -- helpers ----------------------------------------------------------------------------------------------------------
@@ -301,9 +315,13 @@ async def face_and_workers(nodes: Fleet, *names: str, face: tuple[str, ...] = ()
 
 async def drain(node: NodeProcess, *, undo: bool = False) -> DrainReply:
     async with mesh_of(node) as mesh:
-        subject = subjects.admin(node.local.node, "drain")
-        reply: DrainReply = await mesh.connection.request(subject, DrainRequest(undo=undo), DrainReply, timeout_s=10)
-        return reply
+        return await ask_to_drain(mesh, node, undo=undo)
+
+
+async def ask_to_drain(mesh: Mesh, node: NodeProcess, *, undo: bool = False) -> DrainReply:
+    subject = subjects.admin(node.local.node, "drain")
+    reply: DrainReply = await mesh.connection.request(subject, DrainRequest(undo=undo), DrainReply, timeout_s=10)
+    return reply
 
 
 def runner_of(node: NodeProcess) -> psutil.Process:
