@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,9 @@ SURE = 2
 """Refusals to believe. A server that takes up a new configuration refuses everyone for some milliseconds."""
 
 CLOSE_TIMEOUT_S = 2.0
+
+LAST_WORD_S = 0.1
+"""How long after a connection broke the reason may become known."""
 
 _HEADERS = {"Content-Type": Format.MSGPACK.value}
 _EVERY_NODE = ("mesh.jobs.", "mesh.nodes.", "mesh.models.", "mesh.admin.")
@@ -158,8 +161,13 @@ class Connection:
             exchange.arrived.put_nowait(AccessRefused(f"these credentials do not allow {exchange.subject}"))
 
     async def _on_disconnected(self) -> None:
-        """What was on its way may be lost, so nobody shall wait for it."""
-        for exchange in self._open.values():
+        """What was on its way may be lost, so nobody shall wait for it. A moment later: the server may have said why,
+        and then `_on_closed` tells it.
+        """
+        asyncio.get_running_loop().call_later(LAST_WORD_S, self._interrupt, list(self._open.values()))
+
+    def _interrupt(self, exchanges: Sequence[_Exchange]) -> None:
+        for exchange in exchanges:
             exchange.arrived.put_nowait(NodeUnreachable(f"the connection to {self.url} was interrupted"))
 
     async def _on_closed(self) -> None:

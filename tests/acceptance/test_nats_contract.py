@@ -279,7 +279,9 @@ class TestErrors:
                 ["application/xml", "application/json"],
                 id="content type",
             ),
-            pytest.param({"json": {"text": "x", "model": "no-such"}}, "unknown_model", ["no-such", "test.echo"], id="model"),
+            pytest.param(
+                {"json": {"text": "x", "model": "no-such"}}, "unknown_model", ["no-such", "test.echo"], id="model"
+            ),
             pytest.param({"fill": 10 * 2**20}, "payload_too_large", ["10.0 MiB", "8 MiB"], id="10 MiB"),
             pytest.param(
                 {"json": {"text": "x", "crash": "exception"}}, "attempts_exhausted", ["crashed as asked"], id="crash"

@@ -230,7 +230,7 @@ class Keeper:
     async def release(self) -> None:
         """This node stops in order: owners that are there may end their jobs without it. Takes RELEASE_S at most."""
         self._closing = True
-        there = [kept for owner, kept in self._kept.items() if owner in self.registry and kept.holding.copies]
+        there = [kept for owner, kept in self._kept.items() if owner in self.registry]  # copies may be on their way
         with suppress(TimeoutError):
             async with asyncio.timeout(RELEASE_S):
                 await asyncio.gather(*map(self._release, there), return_exceptions=True)
