@@ -117,7 +117,7 @@ class Lookup:
             found = [record] if (record := await local(id)) is not None else []
         if not found:
             missing = f"; {', '.join(silent)} did not answer" if silent else ""
-            raise UnknownJob(f"no node knows job {id!r}{missing}; `outbid jobs` lists the recent ones")
+            raise UnknownJob(f"no node knows job {id!r}{missing}; `outbid jobs` lists the recent ones", silent=silent)
         return found[0]
 
     async def _scatter(self, query: JobQuery, timeout_s: float) -> tuple[list[JobRecord], list[str]]:

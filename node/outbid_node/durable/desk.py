@@ -60,6 +60,9 @@ from outbid_node.registry import Registry
 PASS_ON_S = 10.0
 """How long an always-on node may take to accept jobs; its disk may be an SD card."""
 
+LOST_S = 20.0
+"""How long a node that went without a word may be the one that knows a job."""
+
 SEEN_S = 3.0
 """How long after its start a node knows all the others for certain."""
 
@@ -347,8 +350,18 @@ class Desk:
     # -- asking ---------------------------------------------------------------------------------------------------
 
     async def _durable(self, id: JobId) -> JobRecord:
-        """Raises UnknownJob; InvalidRequest if it is an interactive one."""
-        record = await self.book.find(id) or await self._find(id)
+        """Raises UnknownJob, or NodeUnreachable while a node that may know it is away; InvalidRequest for a job that is
+        interactive.
+        """
+        try:
+            record = await self.book.find(id) or await self._find(id)
+        except UnknownJob as error:
+            away = [*error.detail.get("silent", ()), *(peer.name for peer in self.registry.lost(LOST_S))]
+            if away:
+                raise NodeUnreachable(
+                    f"{', '.join(away)} may know job {id} and is away; ask again in a moment"
+                ) from error
+            raise
         if not record.durable:
             raise InvalidRequest(
                 f"job {id} is interactive: its result went to its caller; `outbid submit` makes durable ones"
