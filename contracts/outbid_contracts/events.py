@@ -78,6 +78,16 @@ class Finished(Event, frozen=True, kw_only=True, tag="done"):
     chunks: int = 0
     timings: dict[str, float] = {}
 
+    def flat(self) -> dict[str, Any]:
+        """The single reply: the result's own fields beside job, node, name, attempt and timings."""
+        return self.result | {
+            "job": self.job,
+            "node": self.node,
+            "name": self.name,
+            "attempt": self.attempt,
+            "timings": self.timings,
+        }
+
 
 class Ended(Event, frozen=True, kw_only=True, tag="failed"):
     """No result: failed or cancelled (`error.code`)."""

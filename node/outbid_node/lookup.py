@@ -116,8 +116,9 @@ class Lookup:
             await self.book.until_ready()
             found = [record] if (record := await local(id)) is not None else []
         if not found:
+            away = [*silent, *(peer.name for peer in self.registry.lost(LOST_S))]
             missing = f"; {', '.join(silent)} did not answer" if silent else ""
-            raise UnknownJob(f"no node knows job {id!r}{missing}; `outbid jobs` lists the recent ones", silent=silent)
+            raise UnknownJob(f"no node knows job {id!r}{missing}; `outbid jobs` lists the recent ones", away=away)
         return found[0]
 
     async def _scatter(self, query: JobQuery, timeout_s: float) -> tuple[list[JobRecord], list[str]]:

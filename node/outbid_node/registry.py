@@ -22,7 +22,7 @@ MISSED_BEATS = 3
 GONE_AFTER_S = BEAT_S * MISSED_BEATS + 0.2
 """Three heartbeats missed, and a little for the network."""
 
-LOST_S = 300.0
+REMEMBERED_S = 300.0
 """How long a node that went without a word is remembered."""
 
 OfferKey = tuple[str, str | None]
@@ -115,7 +115,7 @@ class Registry:
         """The nodes that went without a word, at most so long ago, and are not back."""
         now = time.monotonic()
         for node, peer in list(self._lost.items()):
-            if node in self._peers or now - peer.seen > LOST_S:
+            if node in self._peers or now - peer.seen > REMEMBERED_S:
                 del self._lost[node]
         return [peer.presence for peer in self._lost.values() if now - peer.seen <= within_s]
 

@@ -96,7 +96,7 @@ class FaceEndpoints:
                 await self._stream(capability, request, parsed)
             else:
                 finished = await self._result(capability, request, parsed)
-                request.respond(_flat(finished))
+                request.respond(finished.flat())
 
         return handle
 
@@ -313,17 +313,6 @@ def _question(request: Request, type: Any) -> Any:
     if request.read_format() is Format.TEXT and request.data:
         raise InvalidRequest('this endpoint takes a JSON object, not bare text; e.g. {"job": "…"} or {"limit": 5}')
     return decode(request.data or b"{}", type, request.format if request.data else Format.JSON)
-
-
-def _flat(finished: Finished) -> dict[str, Any]:
-    """The single reply: the result's own fields beside job, node, name, attempt and timings."""
-    return finished.result | {
-        "job": finished.job,
-        "node": finished.node,
-        "name": finished.name,
-        "attempt": finished.attempt,
-        "timings": finished.timings,
-    }
 
 
 def _metadata(capability: Capability) -> dict[str, str]:

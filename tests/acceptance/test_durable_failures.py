@@ -24,7 +24,7 @@ from outbid.jobs import Job
 from outbid_contracts import subjects
 from outbid_contracts.codec import Format, decode, encode
 from outbid_contracts.durable import DurableJob
-from outbid_contracts.errors import OutbidError, StorageFailed
+from outbid_contracts.errors import NodeUnreachable, OutbidError, StorageFailed
 from outbid_contracts.messages import Done, Settle, Settled
 from outbid_contracts.policy import Policy
 from tests.fleet import Fleet, NodeProcess, eventually, fleet, mesh_of
@@ -239,6 +239,22 @@ async def settle(trio: Trio, job: Job, attempt: int, result: dict[str, Any]) -> 
         return answer
     finally:
         await client.close()
+
+
+async def test_a_job_whose_owner_was_just_lost_is_not_called_unknown(trio: Trio) -> None:
+    """So that who asks another machine right then asks again."""
+    async with mesh_of(trio.a) as mesh:
+        job = await mesh.submit(ECHO, {"text": "kept"}, policy=on(trio.b))
+        await job.result(30)
+    trio.kill(trio.a)
+    async with mesh_of(trio.b) as mesh:
+
+        async def gone() -> bool:
+            return all(view.presence.name != "a" for view in await mesh.nodes())
+
+        await eventually(gone, 10, "b still sees a")
+        with pytest.raises(NodeUnreachable, match="a may know job"):
+            await mesh.connection.request(subjects.jobs("result"), {"job": job.id}, dict, timeout_s=10)
 
 
 async def test_submits_to_an_owner_that_is_killed_at_any_moment_make_each_job_once(trio: Trio) -> None:

@@ -34,7 +34,7 @@ from outbid_node.durable.events import Events
 from outbid_node.durable.journal import Journal
 from outbid_node.durable.parked import LOOK_S, Alarms, Parked, as_record
 from outbid_node.durable.records import HEIR, TERM, about, ending, fitting, record_of
-from outbid_node.durable.recovery import Recovery
+from outbid_node.durable.recovery import FEW, Recovery
 from outbid_node.owned import OwnedJob, now_ms
 from outbid_node.owner import STOP_TIMEOUT_S, Owner
 from outbid_node.reasons import nobody_able
@@ -49,9 +49,6 @@ UNPLACED_S = 5.0
 
 READY_S = 10.0
 """How long a request waits for a node that has just started to find its jobs again."""
-
-FEW = 200
-"""Jobs handled in one go; then the event loop gets a turn."""
 
 
 class Moved(OutbidError):

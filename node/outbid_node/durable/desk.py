@@ -60,9 +60,6 @@ from outbid_node.registry import Registry
 PASS_ON_S = 10.0
 """How long an always-on node may take to accept jobs; its disk may be an SD card."""
 
-LOST_S = 20.0
-"""How long a node that went without a word may be the one that knows a job."""
-
 SEEN_S = 3.0
 """How long after its start a node knows all the others for certain."""
 
@@ -126,7 +123,7 @@ class Desk:
     async def result(self, request: Request) -> None:
         asked: ResultRequest = _read(request, ResultRequest)
         finished = await self._result_of(asked)
-        request.respond(finished.result | _beside(finished))
+        request.respond(finished.flat())
 
     async def watch(self, request: Request) -> None:
         asked: WatchRequest = _read(request, WatchRequest)
@@ -356,7 +353,7 @@ class Desk:
         try:
             record = await self.book.find(id) or await self._find(id)
         except UnknownJob as error:
-            away = [*error.detail.get("silent", ()), *(peer.name for peer in self.registry.lost(LOST_S))]
+            away = error.detail.get("away", ())
             if away:
                 raise NodeUnreachable(
                     f"{', '.join(away)} may know job {id} and is away; ask again in a moment"
@@ -479,13 +476,3 @@ def _read(request: Request, type: Any) -> Any:
     if request.read_format() is Format.TEXT:
         raise InvalidRequest('this endpoint takes a JSON object, e.g. {"job": "…"}')
     return decode(request.data, type, request.format)
-
-
-def _beside(finished: Finished) -> dict[str, Any]:
-    return {
-        "job": finished.job,
-        "node": finished.node,
-        "name": finished.name,
-        "attempt": finished.attempt,
-        "timings": finished.timings,
-    }

@@ -22,11 +22,12 @@ from outbid_contracts.errors import OutbidError
 from outbid_contracts.ids import JobId, NodeId
 from outbid_contracts.keeping import COMPARE_AT_ONCE, Compare, Compared, Mirrored, Named, Noted, Released
 from outbid_node.client import Bus
-from outbid_node.durable.book import FEW, Book, Moved
+from outbid_node.durable.book import Book, Moved
 from outbid_node.durable.chosen import Chosen, ChosenFile, is_fit, rendezvous
 from outbid_node.durable.entry import Change
 from outbid_node.durable.live import data, live
 from outbid_node.durable.mirrored import MirroredJobs
+from outbid_node.durable.recovery import FEW
 from outbid_node.registry import Registry
 
 log = logging.getLogger(__name__)
