@@ -25,6 +25,8 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
     path: str | None = None
     size_mib: float = 0.0
     memory_mib: float = 0.0
+    gpu_memory_mib: float = 0.0
+    """Of `memory_mib`'s kind, on the graphics card; what has one may take little of the machine's own."""
     default: bool = False
     info: dict[str, Any] = {}
 
@@ -99,7 +101,12 @@ class Capability:
     models    settings -> the models found on this machine; empty with `needs_model=False` means it needs none
     prior     (model, machine) -> first guess of its speed
     slots     how many jobs one runner takes before it said how many (a cold runner's bid); settings of that name win
-    resume    what a re-award may reuse: nothing, the tokens delivered (by the three functions below), or a checkpoint
+    artifacts field of the result that lists the files made; the runner gives their `name` and `type` there and their
+              content as payload frames in that order, the node makes `Artifact`s of them
+    inputs    parameters that hold bytes (or, with `_from` after the name, an artifact's id): the runner gets them as
+              named files instead
+    resume    what a re-award may reuse: nothing, the tokens delivered (by the three functions below), or the last
+              checkpoint that the runner gave
     resume_params   (params, pieces delivered) -> params that ask for the rest, None if it must start again
     resume_result   (result of the rest, pieces before it) -> the whole result
     resume_whole    (params, pieces delivered, the model that wrote them) -> the result where nothing is left to be
@@ -118,6 +125,8 @@ class Capability:
     text_field: str | None = None
     needs_model: bool = False
     slots: int = 1
+    artifacts: str | None = None
+    inputs: tuple[str, ...] = ()
     resume: Literal["restart", "tokens", "checkpoint"] = "restart"
     work: Callable[[Any], dict[str, float]] = _no_work
     missing: Callable[[Mapping[str, Any]], str | None] = _not_missing

@@ -110,6 +110,33 @@ class StorageFailed(OutbidError):
     status = 507
 
 
+class UnknownArtifact(OutbidError):
+    """No node of this mesh that answers has that artifact; it may have expired, or its node is away."""
+
+    code = "unknown_artifact"
+    status = 404
+
+
+class NoSpace(OutbidError):
+    """The disk of the node is too full; the message says what was needed and where. Nothing was lost."""
+
+    code = "no_space"
+    status = 507
+
+
+class PullFailed(OutbidError):
+    """The model could not be fetched; the message says from where and why. What came is kept for the next try."""
+
+    code = "pull_failed"
+    status = 502
+
+
+class ChecksumMismatch(PullFailed):
+    """What came is not what was promised: its SHA-256 is another one. It was thrown away."""
+
+    code = "checksum_mismatch"
+
+
 class NoBid(OutbidError):
     """No node made a bid for this job; the reasons they gave are in the message."""
 
@@ -161,6 +188,12 @@ class RunnerUnavailable(AttemptFailed):
     """The runner could not load the model; the message says why."""
 
     code = "runner_unavailable"
+
+
+class OutOfMemory(AttemptFailed):
+    """The node ran out of memory in the middle of the job; a smaller picture or another node may do."""
+
+    code = "out_of_memory"
 
 
 class NodeLost(AttemptFailed):

@@ -24,6 +24,8 @@ class Awarded(Event, frozen=True, kw_only=True, tag="awarded"):
     why: str = ""
     chunks: int = 0
     """Pieces of the stream already delivered: this attempt goes on after them."""
+    step: int = 0
+    """Step of the checkpoint from which this attempt goes on."""
     model: str | None = None
 
 
@@ -52,9 +54,12 @@ class Chunk(Event, frozen=True, kw_only=True, tag="chunk"):
 
 
 class Progressed(Event, frozen=True, kw_only=True, tag="progress"):
+    """`eta_s`: seconds until the attempt is done, where the runner can tell."""
+
     step: int
     steps: int
     note: str = ""
+    eta_s: float | None = None
 
 
 class AttemptLost(Event, frozen=True, kw_only=True, tag="lost"):

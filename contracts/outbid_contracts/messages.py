@@ -44,6 +44,8 @@ class Job(Message, frozen=True, kw_only=True):
     created_ms: int = 0
     durable: bool = False
     """Its owner keeps it on disk and comes back for the result, so an attempt goes on while the owner is silent."""
+    keep_s: float | None = None
+    """How long its result and artifacts are to be kept, where the caller said so."""
 
 
 class CallForProposals(Message, frozen=True, kw_only=True):
@@ -98,17 +100,43 @@ class Decline(Message, frozen=True, kw_only=True, tag="decline"):
 Proposal = Bid | Decline
 
 
+class Checkpoint(Message, frozen=True, kw_only=True):
+    """Where an attempt was after `step` of `steps`; `data` is the runner's own. Only the same capability and model goes
+    on from it. `device` is the kind it was made on (cpu, cuda, mps): the same kind gives the same result.
+    """
+
+    step: int
+    steps: int
+    data: bytes
+    model: str | None = None
+    device: str = ""
+
+
+MAX_CHECKPOINT_BYTES = 8 * 1024 * 1024
+"""A larger one is not kept: the job then starts again where it loses its node."""
+
+
+class SaveCheckpoint(Message, frozen=True, kw_only=True):
+    """Winner to owner (`mesh.node.<id>.checkpoint`), no reply. Only that of the current attempt counts."""
+
+    job: JobId
+    attempt: int
+    node: NodeId
+    checkpoint: Checkpoint
+
+
 class Award(Message, frozen=True, kw_only=True):
     """Owner to winner. `attempt` (it only grows) is the fencing token: only the newest attempt may settle.
 
     `chunks`: how many pieces of the stream the caller has already; `job.params` then ask for the rest (see
-    `Capability.resume_params`), and the pieces of this attempt are numbered from there.
+    `Capability.resume_params`), and the pieces of this attempt are numbered from there. `checkpoint`: go on from it.
     """
 
     job: Job
     attempt: int
     bid_id: BidId | None = None
     chunks: int = 0
+    checkpoint: Checkpoint | None = None
 
 
 class Accepted(Message, frozen=True, kw_only=True, tag="accepted"):
@@ -225,6 +253,10 @@ class Offer(Message, frozen=True, kw_only=True):
     """Non-empty: cannot take work now, and why (e.g. short of memory)."""
     waiting_helps: bool = True
     """Whether what blocks it may pass by itself."""
+    size_mib: float = 0.0
+    """Of the model's files."""
+    device: str = ""
+    """Kind of device it runs on (cpu, cuda, mps), where the runner said so."""
 
 
 class Gpu(Message, frozen=True, kw_only=True):
@@ -266,6 +298,16 @@ class Resources(Message, frozen=True, kw_only=True):
     """The hottest sensor of each chip, by the chip's name."""
 
 
+class HeldModel(Message, frozen=True, kw_only=True):
+    """A model that was pulled to a node. `percent`: how much of it is there, while it is being pulled."""
+
+    name: str
+    source: str
+    licence: str = ""
+    size_mib: float = 0.0
+    percent: float | None = None
+
+
 class Presence(Message, frozen=True, kw_only=True):
     """A node's heartbeat, each second and on change. `boot` differs after a restart; `seq` grows within one boot."""
 
@@ -279,6 +321,12 @@ class Presence(Message, frozen=True, kw_only=True):
     zone: Zone = "lan"
     always_on: bool = False
     """It is meant to run day and night, so it owns durable jobs of the others and keeps copies of theirs."""
+    keeps_artifacts: bool = False
+    """It has the disk for artifacts of the others' jobs (a NAS)."""
+    files: tuple[str, ...] = ()
+    """Where other nodes fetch model files from it, as host:port."""
+    pulled: tuple[HeldModel, ...] = ()
+    """Models that were pulled to it, and those that are being pulled."""
     offers: tuple[Offer, ...] = ()
     missing: dict[str, str] = {}
     """Capabilities this node knows but cannot serve, and what would help."""
@@ -293,6 +341,8 @@ class Presence(Message, frozen=True, kw_only=True):
     resources: Resources = Resources()
     running: int = 0
     waiting: int = 0
+    wants: tuple[tuple[str, str | None], ...] = ()
+    """What its waiting jobs wait for: capability and model. Nodes let models that do not fit together take turns."""
 
 
 class Capacity(Message, frozen=True, kw_only=True):
@@ -316,6 +366,8 @@ class AttemptRecord(Message, frozen=True, kw_only=True):
     ended_ms: int | None = None
     error: ErrorBody | None = None
     traceback: str = ""
+    step: int = 0
+    """Of the checkpoint it went on from."""
 
 
 class Considered(Message, frozen=True, kw_only=True):

@@ -191,7 +191,25 @@ class ModelView(Message, frozen=True, kw_only=True):
     slots: int
     free: int
     blocked: str = ""
+    size_mib: float = 0.0
+    """Of its files; 0 where it is not known."""
+    source: str = ""
+    """Where it was pulled from, and under which licence it is."""
+    licence: str = ""
+
+
+class PulledView(Message, frozen=True, kw_only=True):
+    """A pulled model on one node that no capability there offers, or that is not whole yet (`percent`)."""
+
+    model: str
+    node: str
+    name: str
+    source: str
+    licence: str = ""
+    size_mib: float = 0.0
+    percent: float | None = None
 
 
 class ModelList(Message, frozen=True, kw_only=True):
     models: tuple[ModelView, ...] = ()
+    pulled: tuple[PulledView, ...] = ()

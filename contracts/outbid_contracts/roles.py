@@ -28,10 +28,40 @@ OWN_INBOX = "_INBOX_{{subject()}}.>"
 _READ = ("mesh.nodes.list", "mesh.models.list", "mesh.jobs.list", "mesh.jobs.get", "$SRV.>")
 _WATCH = (OWN_INBOX, "mesh.presence.*", "mesh.job.*.event")
 _WORK = ("mesh.*.*", "mesh.*.*.*")
-_FOR_FACES = {"nodes", "models", "jobs", "admin"}
+_FOR_FACES = {"nodes", "models", "jobs", "artifacts", "admin"}
 _BETWEEN_NODES = tuple(f"mesh.{word}.>" for word in sorted(RESERVED - _FOR_FACES))
 """Every other first word that is no capability's: a new one is closed until someone opens it."""
 _ADMIN = "mesh.admin.>"
+
+_READ_STREAMS = tuple(
+    f"$JS.{where}API.{verb}"
+    for where in ("", "*.")
+    for verb in (
+        "INFO",
+        "STREAM.NAMES",
+        "STREAM.LIST",
+        "STREAM.INFO.*",
+        "STREAM.MSG.GET.*",
+        "DIRECT.GET.*",
+        "DIRECT.GET.*.>",
+        "CONSUMER.CREATE.*",
+        "CONSUMER.CREATE.*.>",
+        "CONSUMER.INFO.*.*",
+        "CONSUMER.DELETE.*.*",
+    )
+)
+"""What `nats object ls | info | get` and every other client of the object store asks of JetStream, of this node or, by
+domain, of any other.
+
+Two things make it the administrator's alone. A wildcard is a whole token, so this cannot be said of the streams
+`OBJ_ARTIFACTS_<node>` only: it reads durable jobs too. And JetStream, whom no permission binds, publishes to the inbox
+that a consumer or a direct get names, whatever it is: a message of a stream could be made to appear on a subject
+between nodes. An administrator can invite a node, and so has the key of the mesh anyway; a submitter gets artifacts
+from `mesh.artifacts.read`, which answers inboxes only.
+"""
+
+_FLOW_CONTROL = "$JS.FC.>"
+"""Where the reader of a consumer says that it keeps up."""
 
 
 class Rules(msgspec.Struct, frozen=True):
@@ -63,8 +93,9 @@ ROLES: dict[str, Role] = {
     ),
     "admin": Role(
         name="admin",
-        summary="a submitter who may also give nodes orders; programs on a node's own machine have this role",
-        publish=Rules(allow=("$SRV.>", *_WORK, _ADMIN), deny=_BETWEEN_NODES),
+        summary="a submitter who may also give nodes orders, and read what they store; programs on a node's own machine"
+        " have this role",
+        publish=Rules(allow=("$SRV.>", *_WORK, _ADMIN, *_READ_STREAMS, _FLOW_CONTROL), deny=_BETWEEN_NODES),
         subscribe=Rules(allow=_WATCH),
     ),
     "node": Role(

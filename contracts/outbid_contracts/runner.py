@@ -40,15 +40,22 @@ class Load(Header, frozen=True, kw_only=True, tag="load"):
 
 
 class Run(Header, frozen=True, kw_only=True, tag="run"):
+    """`files` names the payload frames: the parameters that hold bytes (`Capability.inputs`), then `checkpoint`."""
+
     attempt: AttemptKey
     capability: str
     params: dict[str, Any]
+    files: tuple[str, ...] = ()
 
 
 class Cancel(Header, frozen=True, kw_only=True, tag="cancel"):
-    """Stop this attempt within one token or step; the runner answers `cancelled` (or `done`, if it was quicker)."""
+    """Stop this attempt within one token or step; the runner answers `cancelled` (or `done`, if it was quicker).
+
+    `save`: give a last checkpoint first, if it can; the job goes on elsewhere.
+    """
 
     attempt: AttemptKey
+    save: bool = False
 
 
 class Ping(Header, frozen=True, kw_only=True, tag="ping"):
@@ -80,6 +87,7 @@ class Ready(Header, frozen=True, kw_only=True, tag="ready"):
     rates: dict[str, float] = {}
     fixed_s: float | None = None
     memory_mib: float | None = None
+    gpu_memory_mib: float | None = None
     info: dict[str, Any] = {}
 
 
@@ -99,10 +107,24 @@ class StepProgress(Header, frozen=True, kw_only=True, tag="progress"):
     step: int
     steps: int
     note: str = ""
+    eta_s: float | None = None
+
+
+class CheckpointData(Header, frozen=True, kw_only=True, tag="checkpoint"):
+    """What another runner of this capability and model needs to go on after `step`; one payload frame. It replaces
+    the one before.
+    """
+
+    attempt: AttemptKey
+    step: int
+    steps: int
 
 
 class RunDone(Header, frozen=True, kw_only=True, tag="done"):
-    """`timings` in seconds. `measured` is {unit: [how many, seconds]} actually spent, the estimator's food."""
+    """`timings` in seconds. `measured` is {unit: [how many, seconds]} actually spent, the estimator's food.
+
+    Payload frames are the artifacts listed in the result, in that order (`Capability.artifacts`).
+    """
 
     attempt: AttemptKey
     result: dict[str, Any]
@@ -149,6 +171,7 @@ FromRunner = (
     | ChunkData
     | ChunkBatch
     | StepProgress
+    | CheckpointData
     | RunDone
     | RunFailed
     | RunCancelled

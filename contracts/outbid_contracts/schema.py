@@ -8,7 +8,19 @@ from typing import Any
 
 import msgspec
 
-from outbid_contracts import admin, doctor, durable, errors, events, keeping, messages, requests, runner
+from outbid_contracts import (
+    admin,
+    artifacts,
+    doctor,
+    durable,
+    errors,
+    events,
+    files,
+    keeping,
+    messages,
+    requests,
+    runner,
+)
 from outbid_contracts.capability import Capability
 from outbid_contracts.codec import VERSION
 from outbid_contracts.policy import Policy
@@ -50,8 +62,10 @@ def all_schemas() -> dict[str, Any]:
         *_structs(durable, messages.Message),
         *_structs(keeping, messages.Message),
         *_structs(admin, messages.Message),
+        *_structs(artifacts, messages.Message),
         *_structs(doctor, messages.Message),
         *_structs(events, events.Event),
+        *_structs(files, messages.Message),
         *_structs(runner, runner.Header),
         errors.ErrorBody,
         Policy,

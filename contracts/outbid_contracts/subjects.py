@@ -14,6 +14,11 @@
 | `mesh.node.<id>.wanted` | always-on node -> node that passed a submit on | SubmitRequest; reply SubmitReply |
 | `mesh.node.<id>.compare`, `…mirror` | owner -> its keeper | see `keeping.py` |
 | `mesh.node.<id>.released` | keeper -> owner | see `keeping.py` |
+| `mesh.artifacts.find`, `mesh.artifacts.read` | face -> any node (queue group) | see `artifacts.py` |
+| `mesh.node.<id>.artifact` | winner -> node that keeps the artifact | PutArtifact; reply PutReply |
+| `mesh.node.<id>.artifacts`, `…read` | node -> node | FindArtifacts, ReadArtifact, see `artifacts.py` |
+| `mesh.node.<id>.checkpoint` | winner -> owner | SaveCheckpoint; no reply |
+| `mesh.node.<id>.manifest`, `…piece` | node -> node | model files, see `files.py` |
 | `mesh.node.<id>.rekey`, `mesh.node.<id>.revoked` | node -> node | NewKey; Revocations, see `admin.py` |
 | `mesh.admin.<id>.<verb>` | administrator -> one node | see `admin.py` |
 | `mesh.presence.<id>` | node -> all | Presence, every second and when it changes |
@@ -32,7 +37,21 @@ OWNERS = "owners"
 """Queue group of the daemons' request endpoints; NATS prefers the member on the caller's own server."""
 
 RESERVED = frozenset(
-    {"admin", "node", "nodes", "presence", "hello", "suspect", "capacity", "job", "jobs", "models", "event", "events"}
+    {
+        "admin",
+        "artifacts",
+        "node",
+        "nodes",
+        "presence",
+        "hello",
+        "suspect",
+        "capacity",
+        "job",
+        "jobs",
+        "models",
+        "event",
+        "events",
+    }
 )
 """First words a capability's name may not have, because the subject `mesh.<word>` is taken."""
 
@@ -45,6 +64,11 @@ def capability(name: str) -> str:
 # mesh.jobs.list
 def jobs(verb: str) -> str:
     return f"mesh.jobs.{verb}"
+
+
+# mesh.artifacts.find
+def artifacts(verb: str) -> str:
+    return f"mesh.artifacts.{verb}"
 
 
 NODES = "mesh.nodes.list"
