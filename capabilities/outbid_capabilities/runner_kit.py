@@ -49,11 +49,14 @@ class RunError(Exception):
 class Attempt:
     """One job to do. All methods may be called from any thread; the first of done, failed, stopped counts."""
 
-    __slots__ = ("_ended", "_kit", "_lock", "cancelled", "capability", "key", "params", "payloads")
+    __slots__ = ("_ended", "_kit", "_lock", "cancelled", "capability", "files", "key", "params", "save_wanted")
 
-    def __init__(self, kit: Kit, key: str, capability: str, params: dict[str, Any], payloads: list[bytes]) -> None:
-        self.key, self.capability, self.params, self.payloads = key, capability, params, payloads
+    def __init__(self, kit: Kit, key: str, capability: str, params: dict[str, Any], files: dict[str, bytes]) -> None:
+        """`files`: the parameters that hold bytes, and `checkpoint` where it is to go on from one."""
+        self.key, self.capability, self.params, self.files = key, capability, params, files
         self.cancelled = threading.Event()
+        self.save_wanted = False
+        """Set before `cancelled`: give a last checkpoint, the job goes on elsewhere."""
         self._kit, self._lock, self._ended = kit, threading.Lock(), False
 
     @property
@@ -65,9 +68,16 @@ class Attempt:
         if not self._ended:
             self._kit.send({"type": "chunk", "attempt": self.key, "data": data}, payloads)
 
-    def progress(self, step: int, steps: int, note: str = "") -> None:
+    def progress(self, step: int, steps: int, note: str = "", eta_s: float | None = None) -> None:
+        """`eta_s`: seconds until it is done."""
         if not self._ended:
-            self._kit.send({"type": "progress", "attempt": self.key, "step": step, "steps": steps, "note": note})
+            header = {"type": "progress", "attempt": self.key, "step": step, "steps": steps, "note": note}
+            self._kit.send(header if eta_s is None else header | {"eta_s": eta_s})
+
+    def checkpoint(self, step: int, steps: int, data: bytes) -> None:
+        """What another runner of this capability and model needs to go on after `step`; replaces the one before."""
+        if not self._ended:
+            self._kit.send({"type": "checkpoint", "attempt": self.key, "step": step, "steps": steps}, (data,))
 
     def done(
         self,
@@ -278,7 +288,8 @@ class Kit:
 
     def _on_run(self, header: dict[str, Any], payloads: list[bytes]) -> None:
         key = header["attempt"]
-        attempt = Attempt(self, key, header["capability"], header["params"], payloads)
+        files = dict(zip(header.get("files", ()), payloads, strict=True))
+        attempt = Attempt(self, key, header["capability"], header["params"], files)
         if self.runner is None:
             attempt.failed("the runner has not loaded yet")
             return
@@ -292,6 +303,7 @@ class Kit:
         attempt = self.attempts.get(header["attempt"])
         if attempt is None or self.runner is None:
             return
+        attempt.save_wanted = bool(header.get("save"))
         attempt.cancelled.set()
         try:
             self.runner.cancel(attempt)

@@ -166,7 +166,8 @@ async def test_garbage_costs_the_runner_and_nothing_else(kind: str) -> None:
 async def test_an_oversized_message_is_cut_off() -> None:
     async with fleet(pool={"max_message_bytes": 2**20}) as node:
         failed = await node.submit(garbage="oversized", size=2**22).failure()
-        assert "closed its connection" in failed.message
+        # Which is seen first: the cut connection, or the end of the process that could send no more.
+        assert "closed its connection" in failed.message or "ended with status 1" in failed.message
         await works_again(node)
 
 

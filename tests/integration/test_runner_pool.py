@@ -64,7 +64,7 @@ async def test_payload_bytes_come_back_untouched() -> None:
         await sink.success()
         assert sink.payloads == [bytes(3_000_000)]
         sink = Sink()
-        node.pool.run(testing.noop, None, {}, "a/1", {}, sink, payloads=(b"picture", b"sound"))
+        node.pool.run(testing.noop, None, {}, "a/1", {}, sink, files={"image": b"picture", "mask": b"sound"})
         await sink.success()
         assert sink.payloads == [b"picture", b"sound"]
 

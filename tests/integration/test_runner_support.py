@@ -27,6 +27,7 @@ class Sink:
     def __init__(self) -> None:
         self.chunks: list[dict[str, Any]] = []
         self.payloads: list[bytes] = []
+        self.checkpoints: list[tuple[int, int, bytes]] = []
         self.notes: list[str] = []
         self.outcome: RunDone | RunFailed | str | None = None
         self._news = asyncio.Event()
@@ -40,8 +41,11 @@ class Sink:
         self.chunks.append(data)
         self._news.set()
 
-    def progress(self, step: int, steps: int, note: str) -> None:
+    def progress(self, step: int, steps: int, note: str, eta_s: float | None) -> None:
         self._news.set()
+
+    def checkpoint(self, step: int, steps: int, data: bytes) -> None:
+        self.checkpoints.append((step, steps, data))
 
     def done(self, message: RunDone, payloads: list[bytes]) -> None:
         self.payloads = payloads

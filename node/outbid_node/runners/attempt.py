@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,7 +23,9 @@ class AttemptSink(Protocol):
 
     def chunk(self, data: dict[str, Any], payloads: list[bytes]) -> None: ...
 
-    def progress(self, step: int, steps: int, note: str) -> None: ...
+    def progress(self, step: int, steps: int, note: str, eta_s: float | None) -> None: ...
+
+    def checkpoint(self, step: int, steps: int, data: bytes) -> None: ...
 
     def done(self, message: wire.RunDone, payloads: list[bytes]) -> None: ...
 
@@ -39,7 +41,9 @@ class Nobody:
 
     def chunk(self, data: dict[str, Any], payloads: list[bytes]) -> None: ...
 
-    def progress(self, step: int, steps: int, note: str) -> None: ...
+    def progress(self, step: int, steps: int, note: str, eta_s: float | None) -> None: ...
+
+    def checkpoint(self, step: int, steps: int, data: bytes) -> None: ...
 
     def done(self, message: wire.RunDone, payloads: list[bytes]) -> None: ...
 
@@ -55,7 +59,7 @@ class Attempt:
     key: wire.AttemptKey
     capability: Capability
     params: dict[str, Any]
-    payloads: tuple[bytes, ...]
+    files: Mapping[str, bytes]
     sink: AttemptSink
     cancelled: bool = False
     timer: asyncio.TimerHandle | None = None
@@ -64,8 +68,9 @@ class Attempt:
         """Why this chunk or result is not what the capability declares; empty if it is."""
         if kind is None:
             return "the capability declares none"
+        field = self.capability.artifacts
         try:
-            msgspec.convert(data, kind)
+            msgspec.convert(_filled(data, field) if field and kind is self.capability.result else data, kind)
         except msgspec.ValidationError as error:
             return str(error)
         return ""
@@ -76,6 +81,17 @@ class Attempt:
             tell(self.sink.stopped)
         else:
             tell(self.sink.failed, failure(self.key, fault))
+
+
+def _filled(result: dict[str, Any], field: str) -> dict[str, Any]:
+    """With what the node adds to each file that the runner lists."""
+    files = result.get(field)
+    if not isinstance(files, list) or not all(isinstance(file, dict) for file in files):
+        return result
+    return result | {field: [_UNKEPT | file for file in files]}
+
+
+_UNKEPT = {"id": "", "size": 0, "sha256": "", "node": "", "bucket": ""}
 
 
 def failure(key: wire.AttemptKey, fault: wire.Crashed) -> wire.RunFailed:
