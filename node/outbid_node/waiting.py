@@ -21,6 +21,9 @@ from outbid_node.registry import OfferKey, Registry
 FEW = 8
 """With fewer jobs on their way to a slot a new one passes without looking: an auction tells it what is free."""
 
+MOST_WANTS = 64
+"""Kinds of work that a heartbeat names as waited for."""
+
 
 class Ticket:
     """A place in the queue. Waiting, then on its way to a slot (`passing`), until it leaves.
@@ -58,10 +61,15 @@ class WaitingRoom:
         self._numbers = itertools.count()
         self._queues: dict[OfferKey, list[Ticket]] = {}
         self._passing: dict[OfferKey, int] = {}
+        self.on_wait: Callable[[OfferKey], None] = lambda key: None
         registry.on_change.append(self._node_changed)
 
     def __len__(self) -> int:
         return self._length
+
+    def wants(self) -> tuple[OfferKey, ...]:
+        """For what jobs wait now, at most MOST_WANTS. `on_wait` hears of each that is new."""
+        return tuple(itertools.islice(self._queues, MOST_WANTS))
 
     # -- callers --------------------------------------------------------------------------------------------------
 
@@ -106,8 +114,12 @@ class WaitingRoom:
             self._end_pass(ticket)
         ticket.queued = True
         self._length += 1
-        heapq.heappush(self._queues.setdefault(ticket.key, []), ticket)
+        queue = self._queues.setdefault(ticket.key, [])
+        heapq.heappush(queue, ticket)
+        first = len(queue) == 1
         self._let_go(ticket.key)
+        if first and ticket.queued:
+            self.on_wait(ticket.key)
 
     def leave(self, ticket: Ticket) -> None:
         """It has its slot, or wants none any more."""

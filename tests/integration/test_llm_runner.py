@@ -75,7 +75,9 @@ def test_ready_tells_slots_rates_and_memory_near_the_estimate(loaded: tuple[Runn
     assert 0 < ready.rates["prompt_tokens"] <= ready.rates["new_tokens"] < 10
     assert ready.info["context"] == CONTEXT
     resident_mib = psutil.Process(runner.process.pid).memory_info().rss / 2**20
-    assert 0.75 < resident_mib / model().memory_mib < 1.25
+    stated_mib = model().memory_mib + model().gpu_memory_mib  # no card here
+    assert 0.75 < resident_mib / stated_mib < 1.25
+    assert (ready.memory_mib is not None, ready.gpu_memory_mib) == (True, 0.0)
 
 
 def test_chunks_come_one_by_one_and_make_up_the_result(runner: RunnerProcess) -> None:

@@ -29,6 +29,7 @@ class XllamacppEngine:
         self._options, self._emit = options, emit
         self._server = self._load()
         self.info: dict[str, Any] = {"engine": "xllamacpp", "version": str(self._module.__version__)}
+        self.info["gpu"] = self._on_gpu()
         self._asked: queue.SimpleQueue[Chat | None] = queue.SimpleQueue()
         for n in range(options.slots):
             threading.Thread(target=self._work, name=f"slot-{n}", daemon=True).start()

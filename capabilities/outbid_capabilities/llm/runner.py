@@ -39,7 +39,8 @@ class LlmRunner(Runner):
         progress(0.9, "warming up")
         rates, fixed_s = warm_up(self._engine)
         told = {"threads": engine_options.threads, "context": engine_options.context, "slots": engine_options.slots}
-        return {"slots": engine_options.slots, "rates": rates, "fixed_s": fixed_s, "info": told | self._engine.info}
+        ready = {"slots": engine_options.slots, "rates": rates, "fixed_s": fixed_s, "info": told | self._engine.info}
+        return ready | _memory(model, on_gpu=bool(self._engine.info.get("gpu")))
 
     def start(self, attempt: Attempt) -> None:
         self._engine.submit(Chat(parse(attempt.params, self._defaults), self._model, attempt))
@@ -61,6 +62,13 @@ def _options(model: Mapping[str, Any], options: Mapping[str, Any]) -> EngineOpti
         threads=int(options.get("threads") or default_threads()),
         gpu_layers=int(options.get("gpu_layers", -1)),
     )
+
+
+def _memory(model: Mapping[str, Any], *, on_gpu: bool) -> dict[str, float]:
+    """On the card as computed: the process has the file mapped all the same, so its size would count twice."""
+    if not on_gpu:
+        return {"gpu_memory_mib": 0.0}
+    return {kind: float(model.get(kind, 0.0)) for kind in ("memory_mib", "gpu_memory_mib")}
 
 
 def _verify(path: Path, sha256: str | None, progress: Progress) -> None:

@@ -58,6 +58,14 @@ def memory_mib(header: Header, size_bytes: int, slots: int, context: int) -> flo
     return (size_bytes + slots * context * cache_bytes_per_token(header) + work) / 2**20 + BASE_MIB
 
 
+def gpu_share(header: Header, gpu_layers: int) -> float:
+    """The part of weights, cache and buffers that goes to the graphics card; `gpu_layers` -1 is all of it. (Where there
+    is no card, or too small a one, the node counts it as the machine's own memory again.)
+    """
+    layers = int(header.of("block_count", 0)) + 1  # the output counts as one
+    return 1.0 if gpu_layers < 0 else min(1.0, gpu_layers / layers)
+
+
 def default_threads() -> int:
     """Physical cores this process may use, less one that stays free, at least one.
 

@@ -156,11 +156,12 @@ def _fits(work: Work, budget_mib: int, free_mib: float) -> Finding:
     if not work.models:
         return ok(work.name, "can run here")
     default = next((model for model in work.models if model.default), work.models[0])
-    needs = f"its default model {default.name} takes {size(default.memory_mib)}"
-    if default.memory_mib > budget_mib:
+    takes_mib = default.memory_mib + default.gpu_memory_mib  # as if there were no graphics card
+    needs = f"its default model {default.name} takes {size(takes_mib)}"
+    if takes_mib > budget_mib:
         remedy = "Name a smaller model first in `models`, or raise limits.memory_mib."
         return warning(work.name, f"{needs}, more than the {size(budget_mib)} that limits.memory_mib allows", remedy)
-    if default.memory_mib > free_mib:
+    if takes_mib > free_mib:
         remedy = "Close other programs, or name a smaller model first in `models`."
         return warning(work.name, f"{needs}, but only {size(free_mib)} of memory are free", remedy)
     many = f"{len(work.models)} models; " if len(work.models) > 1 else ""

@@ -22,6 +22,10 @@ class Host(Protocol):
     cpu_share: float
     log: logging.Logger
 
+    @property
+    def has_card(self) -> bool:
+        """Whether this node has graphics memory for runners."""
+
     def admit(self, supervisor: Supervisor) -> None:
         """Call `spawn` when there is memory for it."""
 

@@ -10,8 +10,8 @@ _BACK_OFF_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """In seconds. A large import keeps the interpreter's lock for long on a slow disk, hence `load_hang_s`; evaluating
-    one batch of a long prompt takes seconds on a slow processor, hence `cancel_s`.
+    """In seconds, but for `turn_loads`. A large import keeps the interpreter's lock for long on a slow disk, hence
+    `load_hang_s`; evaluating one batch of a long prompt takes seconds on a slow processor, hence `cancel_s`.
     """
 
     keep_warm_s: float = 600.0
@@ -21,6 +21,9 @@ class Limits:
     stop_s: float = 3.0
     cancel_s: float = 20.0
     kill_grace_s: float = 2.0
+    turn_loads: float = 3.0
+    """How many times as long as both take to load a model works while another one is wanted (`turns`)."""
+    turn_max_s: float = 120.0
 
 
 class BackOff:

@@ -1,12 +1,13 @@
-"""All runners of a node: started on demand, kept warm within a memory budget, never beyond their slots."""
+"""All runners of a node: started on demand, kept warm within the memory budgets, never beyond their slots."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from outbid_contracts.capability import Capability, Machine, ModelFile
@@ -16,12 +17,11 @@ from outbid_node.runners.attempt import Attempt, AttemptSink
 from outbid_node.runners.channel import MAX_MESSAGE_BYTES, Channel
 from outbid_node.runners.limits import Limits
 from outbid_node.runners.machine import GONE, OPEN, Phase, State
-from outbid_node.runners.supervisor import Supervisor
+from outbid_node.runners.memory import Memory
+from outbid_node.runners.sharing import Sharing, Wanted
+from outbid_node.runners.supervisor import Key, Supervisor, stated
 
-__all__ = ["AttemptSink", "Limits", "Room", "RunnerPool", "RunnerView"]
-
-Key = tuple[str, str | None]
-"""Runner class and model: capabilities that name the same share a process."""
+__all__ = ["AttemptSink", "Limits", "Room", "RunnerPool", "RunnerView", "Wanted", "wanted"]
 
 _WARM = frozenset({Phase.READY, Phase.BUSY})
 
@@ -53,6 +53,9 @@ class RunnerView:
     running: int
     waiting: int
     memory_mib: float
+    gpu_memory_mib: float
+    gives_way_to: str
+    """The runner for which this one makes room, as its turn is over; empty if it goes on."""
     crashes: int
 
 
@@ -68,6 +71,7 @@ class RunnerPool:
         *,
         machine: Machine,
         budget_mib: float,
+        gpu_budget_mib: float = 0.0,
         keep_warm_s: float,
         log: logging.Logger | None = None,
         python: str = sys.executable,
@@ -76,17 +80,15 @@ class RunnerPool:
         watch_in_thread: bool = False,
     ) -> None:
         self.log = log or logging.getLogger(__name__)
-        self.budget_mib = budget_mib
         self.limits = replace(limits or Limits(), keep_warm_s=keep_warm_s)
         self.cpu_share = machine.cpu_share
         self.channel = Channel(max_message_bytes, watch_in_thread)
         self.on_change: Callable[[], None] = lambda: None
-        self.evicted = 0
         self._python = python
         self._runners: dict[Key, Supervisor] = {}
+        self.sharing = Sharing(Memory(budget_mib, gpu_budget_mib), self.limits, self._runners, self.changed)
         self._attempts: dict[AttemptKey, Supervisor] = {}
         self._admissions: list[Supervisor] = []
-        self._was_short = False
         self._change_due = False
         self._stopping = False
         self._all_gone = asyncio.Event()
@@ -106,19 +108,24 @@ class RunnerPool:
         for supervisor in self._live():
             supervisor.give_up("this node is stopping", "draining")
         await self._until_all_gone(self.limits.kill_grace_s + 5)
+        self.sharing.close()
         if self._ticker is not None:
             self._ticker.cancel()
         self.channel.close()
 
     def room(self, capability: Capability, model: ModelFile | None) -> Room:
         """What it could take now; cheap enough to be asked for every bid."""
-        supervisor = self._runners.get((capability.runner, model.name if model else None))
+        key = key_of(capability, model)
+        supervisor = self._runners.get(key)
         if self._stopping:
             return Room(False, capability.slots, 0, "this node is stopping", temporary=False)
         if supervisor is not None:
             state = supervisor.state
             if state.phase in OPEN:
-                return Room(supervisor.ready is not None, state.slots, state.free, "", supervisor.ready)
+                blocked = self._turn_over(key)
+                return Room(
+                    supervisor.ready is not None, state.slots, 0 if blocked else state.free, blocked, supervisor.ready
+                )
             if state.phase is Phase.DRAINING:
                 return Room(False, state.slots, 0)
         return self._cold_room(capability, model, supervisor)
@@ -131,68 +138,89 @@ class RunnerPool:
         key: AttemptKey,
         params: dict[str, Any],
         sink: AttemptSink,
-        payloads: tuple[bytes, ...] = (),
+        files: Mapping[str, bytes] = MappingProxyType({}),
     ) -> None:
-        """Start an attempt, and its runner if need be. Raises Refused, with the reason; then `sink` hears nothing."""
+        """Start an attempt, and its runner if need be. Raises Refused, with the reason; then `sink` hears nothing.
+
+        `files`: the parameters that hold bytes, by name, and `checkpoint`.
+        """
         if key in self._attempts:
             raise Refused(f"attempt {key} runs already")
-        supervisor = self._runners.get((capability.runner, model.name if model else None))
+        supervisor = self._runners.get(key_of(capability, model))
         if self._stopping or supervisor is None or supervisor.state.phase not in OPEN:
             supervisor = self._cold(capability, model, settings)
+        elif blocked := self._turn_over(supervisor.key):
+            raise Refused(blocked)
         self._attempts[key] = supervisor
-        if not supervisor.take(Attempt(key, capability, params, payloads, sink)):
+        if not supervisor.take(Attempt(key, capability, params, files, sink)):
             del self._attempts[key]
             raise Refused(f"all {supervisor.state.slots} slots are taken")
+        self.sharing.taken(supervisor.key)
 
-    def cancel(self, key: AttemptKey) -> None:
-        """Stop an attempt: its sink hears `stopped`, or how it ended if it was quicker. Unknown ones are ignored."""
+    def cancel(self, key: AttemptKey, *, save: bool = False) -> None:
+        """Stop an attempt: its sink hears `stopped`, or how it ended if it was quicker. Unknown ones are ignored.
+
+        `save`: a last checkpoint first, where the runner can.
+        """
         supervisor = self._attempts.get(key)
         if supervisor is not None:
-            supervisor.cancel(key)
+            supervisor.cancel(key, save=save)
 
     def warm(self) -> list[Key]:
         """(runner, model) of all that are loaded."""
         return [key for key, supervisor in self._runners.items() if supervisor.ready is not None]
 
     def views(self) -> list[RunnerView]:
-        return [_view(supervisor) for supervisor in self._runners.values()]
+        return [self._view(supervisor) for supervisor in self._runners.values()]
 
     def stats(self) -> dict[str, float]:
         """Counters since the start, and what is in use now."""
+        used = self.sharing.in_use()
         return {
             "runners": len(self._live()),
             "attempts": len(self._attempts),
-            "memory_mib": self._in_memory(),
+            "memory_mib": used.ram_mib,
+            "gpu_memory_mib": used.gpu_mib,
             "messages": self.channel.received,
             "garbage": self.channel.garbage,
             "unknown": self.channel.unknown,
-            "evicted": self.evicted,
+            "evicted": self.sharing.evicted,
         }
 
     # -- memory ----------------------------------------------------------------------------------------------------
+
+    @property
+    def has_card(self) -> bool:
+        return self.sharing.budget.gpu_mib > 0
+
+    def want(self, wanted: Iterable[Wanted]) -> None:
+        """For which models jobs wait on the mesh now: they take turns where they do not fit together."""
+        if not self._stopping:
+            self.sharing.want(wanted)
+
+    def heed(self, budget: Memory, whole: Memory, free: Memory) -> None:
+        """What this machine has now: the budgets, all of its memory, and what of it is free."""
+        if not self._stopping:
+            self.sharing.heed(budget, whole, free)
+
+    def _turn_over(self, key: Key) -> str:
+        other = self.sharing.gives_way_to(key)
+        return f"makes room for {other}, whose jobs have waited long enough" if other else ""
 
     def _cold_room(self, capability: Capability, model: ModelFile | None, supervisor: Supervisor | None) -> Room:
         slots = supervisor.state.slots if supervisor else capability.slots
         if supervisor is not None and (blocked := supervisor.back_off.blocked(self._loop.time())):
             return Room(False, slots, 0, blocked)
-        need = supervisor.need_mib if supervisor else model.memory_mib if model else 0.0
-        if need > self.budget_mib:
-            return Room(False, slots, 0, f"needs {_gib(need)}, the budget is {_gib(self.budget_mib)}", temporary=False)
-        live = self._live()
-        kept = sum(other.need_mib for other in live if other.state.phase in (Phase.STARTING, Phase.BUSY))
-        short = need + kept - self.budget_mib
-        if short > 0:
-            self._was_short = True
-            busy = ", ".join(other.name for other in live if other.state.phase is not Phase.READY)
-            return Room(False, slots, 0, f"needs {_gib(short)} more memory than the budget leaves beside {busy}")
-        return Room(False, slots, slots)
+        memory = supervisor.memory if supervisor else stated(model)
+        blocked, temporary = self.sharing.refusal(key_of(capability, model), memory)
+        return Room(False, slots, 0 if blocked else slots, blocked, temporary=temporary)
 
     def _cold(self, capability: Capability, model: ModelFile | None, settings: Mapping[str, Any]) -> Supervisor:
         """The supervisor of a runner that is to be started. Raises Refused."""
         room = self.room(capability, model)
         if room.free <= 0:
             raise Refused(room.blocked or "its runner is just being stopped")
-        key = (capability.runner, model.name if model else None)
+        key = key_of(capability, model)
         supervisor = self._runners.get(key)
         if supervisor is None:
             supervisor = Supervisor(self, capability, model, settings, capability.python or self._python)
@@ -201,35 +229,20 @@ class RunnerPool:
         return supervisor
 
     def admit(self, supervisor: Supervisor) -> None:
-        """Make room by stopping the idle runners that were not used for longest, and spawn when they are gone."""
-        self._evict_for(supervisor)
+        """Stop the idle runners whose memory it needs, and spawn when they are gone."""
+        self.sharing.evict_for(supervisor)
         self._admissions.append(supervisor)
         self._spawn_admitted()
         self._all_gone.clear()
 
     def loaded(self, supervisor: Supervisor) -> None:
         """Its memory is measured now; that may be more than was thought."""
-        self._evict_for(supervisor)
-        used = self._in_memory()
-        if used > self.budget_mib:
-            text = "runners take %.0f MiB, the budget is %.0f MiB"
-            self.log.warning(text, used, self.budget_mib, extra={"action": "memory_over_budget"})
-
-    def _evict_for(self, supervisor: Supervisor) -> None:
-        idle = [other for other in self._live() if other.state.phase is Phase.READY and other is not supervisor]
-        idle.sort(key=lambda other: other.last_used)
-        while idle and self._promised() > self.budget_mib:
-            victim = idle.pop(0)
-            if victim.need_mib > 0:
-                self.evicted += 1
-                victim.log(logging.INFO, "runner_evicted", "evicted for %s", supervisor.name)
-                victim.leave()
-
-    def _promised(self) -> float:
-        return sum(other.need_mib for other in self._live() if other.state.phase is not Phase.DRAINING)
-
-    def _in_memory(self) -> float:
-        return sum(other.need_mib for other in self._live() if other.process is not None)
+        self.sharing.evict_for(supervisor)
+        used, budget = self.sharing.in_use(), self.sharing.budget
+        if not used.fits(budget):
+            text = "runners take %.0f MiB and %.0f MiB of GPU memory, the budgets are %.0f MiB and %.0f MiB"
+            numbers = (used.ram_mib, used.gpu_mib, budget.ram_mib, budget.gpu_mib)
+            self.log.warning(text, *numbers, extra={"action": "memory_over_budget"})
 
     def _spawn_admitted(self) -> None:
         waiting, self._admissions = self._admissions, []
@@ -237,7 +250,8 @@ class RunnerPool:
             if supervisor.state.phase is not Phase.STARTING or supervisor.process is not None:
                 continue
             leaving = any(other.state.phase is Phase.DRAINING for other in self._live())
-            if leaving and self._in_memory() + supervisor.need_mib > self.budget_mib:
+            with_it = self.sharing.in_use() + self.sharing.need(supervisor)
+            if leaving and not with_it.fits(self.sharing.budget):
                 self._admissions.append(supervisor)
             else:
                 supervisor.spawn()
@@ -248,15 +262,16 @@ class RunnerPool:
         """A supervisor's state changed."""
         state = supervisor.state
         full_changed = (state.free > 0) != (before.free > 0)
-        if state.phase is before.phase and not full_changed:
+        if state.phase is not before.phase:
+            self.sharing.moved(supervisor, before.phase)
+        elif not full_changed:
             return
         if state.phase in GONE:
             self._on_gone()
-        if not full_changed and state.phase in _WARM and before.phase in _WARM:
-            if state.phase is Phase.BUSY or not self._was_short:
-                return
-            self._was_short = False  # its memory can be had now
-        self.changed()
+        stays_warm = not full_changed and state.phase in _WARM and before.phase in _WARM
+        if stays_warm and (state.phase is Phase.BUSY or not self.sharing.was_short()):
+            return
+        self.changed()  # a slot is free, or its memory can be had now
 
     def forget(self, key: AttemptKey) -> None:
         self._attempts.pop(key, None)
@@ -279,6 +294,22 @@ class RunnerPool:
         except Exception:
             self.log.exception("on_change failed", extra={"action": "sink_failed"})
 
+    def _view(self, supervisor: Supervisor) -> RunnerView:
+        state, need = supervisor.state, self.sharing.need(supervisor)
+        return RunnerView(
+            runner=supervisor.target,
+            model=supervisor.model.name if supervisor.model else None,
+            phase=state.phase,
+            pid=supervisor.pid,
+            slots=state.slots,
+            running=state.running,
+            waiting=state.held,
+            memory_mib=need.ram_mib,
+            gpu_memory_mib=need.gpu_mib,
+            gives_way_to=self.sharing.gives_way_to(supervisor.key),
+            crashes=supervisor.back_off.crashes,
+        )
+
     # -- all of them -----------------------------------------------------------------------------------------------
 
     def _live(self) -> list[Supervisor]:
@@ -298,20 +329,10 @@ class RunnerPool:
                 self.log.info("runners are still there", extra={"action": "runners_linger"})
 
 
-def _view(supervisor: Supervisor) -> RunnerView:
-    state = supervisor.state
-    return RunnerView(
-        runner=supervisor.target,
-        model=supervisor.model.name if supervisor.model else None,
-        phase=state.phase,
-        pid=supervisor.pid,
-        slots=state.slots,
-        running=state.running,
-        waiting=state.held,
-        memory_mib=supervisor.need_mib,
-        crashes=supervisor.back_off.crashes,
-    )
+def wanted(capability: Capability, model: ModelFile | None, load_s: float) -> Wanted:
+    """For `RunnerPool.want`."""
+    return Wanted(key_of(capability, model), stated(model), load_s)
 
 
-def _gib(mib: float) -> str:
-    return f"{mib / 1024:.1f} GiB" if mib >= 1024 else f"{mib:.0f} MiB"
+def key_of(capability: Capability, model: ModelFile | None) -> Key:
+    return capability.runner, model.name if model else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import secrets
 from collections import deque
@@ -19,8 +20,12 @@ from outbid_node.runners.attempt import Attempt, Nobody, failure, tell
 from outbid_node.runners.host import Host
 from outbid_node.runners.limits import BackOff, Pulse
 from outbid_node.runners.machine import Action, Event, Phase, State
+from outbid_node.runners.memory import Memory
 from outbid_node.runners.process import ChildProcess, Exit
 from outbid_node.runners.throttle import Throttle
+
+Key = tuple[str, str | None]
+"""Runner class and model: capabilities that name the same share a process."""
 
 KIT = "outbid_capabilities.runner_kit"
 _LAST_MESSAGES_S = 0.05
@@ -38,8 +43,13 @@ class Supervisor:
         self.options = dict(options)
         self.state = State(slots=capability.slots)
         self.ready: wire.Ready | None = None
-        self.need_mib = model.memory_mib if model else 0.0
-        self.last_used = 0.0
+        self.memory = stated(model)
+        """As the model states it, or as the runner measured it."""
+        self.last_used = self.loaded_at = self._spawned_at = 0.0
+        self.pause_s = math.inf
+        """From the end of its work to the next job for it, the last time."""
+        self.load_s = 0.0
+        """From the start of the process until it was ready, the last time; 0 before the first."""
         self.back_off = BackOff()
         self.process: ChildProcess | None = None
         self._host = host
@@ -56,9 +66,12 @@ class Supervisor:
         self._pulse = Pulse()
 
     @property
+    def key(self) -> Key:
+        return self.target, self.model.name if self.model else None
+
+    @property
     def name(self) -> str:
-        module, _, cls = self.target.partition(":")
-        return f"{cls or module} {self.model.name}" if self.model else cls or module
+        return name_of(self.key)
 
     @property
     def pid(self) -> int | None:
@@ -77,10 +90,10 @@ class Supervisor:
             return False
         return True
 
-    def cancel(self, key: wire.AttemptKey) -> None:
+    def cancel(self, key: wire.AttemptKey, *, save: bool = False) -> None:
         attempt = self._running.get(key)
         if attempt is not None:
-            self._cancel_running(attempt)
+            self._cancel_running(attempt, save=save)
             return
         for held in self._held:
             if held.key == key:
@@ -154,8 +167,13 @@ class Supervisor:
     def _send_next(self) -> None:
         attempt = self._held.popleft()
         self._running[attempt.key] = attempt
-        run = wire.Run(attempt=attempt.key, capability=attempt.capability.name, params=attempt.params)
-        self._host.channel.send(self._identity, run, attempt.payloads)
+        run = wire.Run(
+            attempt=attempt.key,
+            capability=attempt.capability.name,
+            params=attempt.params,
+            files=tuple(attempt.files),
+        )
+        self._host.channel.send(self._identity, run, tuple(attempt.files.values()))
 
     def _fail_all(self) -> None:
         attempts = [*self._running.values(), *self._held]
@@ -201,6 +219,7 @@ class Supervisor:
             self._fault = wire.Crashed(message=f"{self.name} cannot be started: {error}", code="runner_unavailable")
             self._gone_soon(0.0)
             return
+        self._spawned_at = self._loop.time()
         self.log(logging.INFO, "runner_started", "started")
         if self._host.cpu_share < 1:
             self._throttle = Throttle(self.process, self._host.cpu_share, self._loop)
@@ -282,11 +301,19 @@ class Supervisor:
             self.on_garbage(f"it said out of turn that it is ready, with {message.slots} slots")
             return
         self.ready = message
-        if message.memory_mib is not None:
-            self.need_mib = max(0.0, message.memory_mib)
+        self._measured(message)
         self.log(logging.INFO, "runner_ready", "ready after %.2f s, %d slots", message.load_s, message.slots)
         self._step(Event.LOADED, message.slots)
         self._host.loaded(self)
+
+    def _measured(self, message: wire.Ready) -> None:
+        """Without a word about the card what was stated for it stays; with no card it is in `memory_mib` already."""
+        self.loaded_at = self._loop.time()
+        self.load_s = self.loaded_at - self._spawned_at
+        ram_mib, gpu_mib = message.memory_mib, message.gpu_memory_mib
+        if gpu_mib is None:
+            gpu_mib = self.memory.gpu_mib if ram_mib is None or self._host.has_card else 0.0
+        self.memory = Memory(self.memory.ram_mib if ram_mib is None else max(0.0, ram_mib), max(0.0, gpu_mib))
 
     def _on_chunk(self, message: wire.ChunkData, payloads: list[bytes]) -> None:
         self._chunk(message.attempt, message.data, payloads)
@@ -306,7 +333,12 @@ class Supervisor:
 
     def _on_progress(self, message: wire.StepProgress, payloads: list[bytes]) -> None:
         if attempt := self._running.get(message.attempt):
-            tell(attempt.sink.progress, message.step, message.steps, message.note)
+            tell(attempt.sink.progress, message.step, message.steps, message.note, message.eta_s)
+
+    def _on_checkpoint(self, message: wire.CheckpointData, payloads: list[bytes]) -> None:
+        attempt = self._running.get(message.attempt)
+        if attempt is not None and len(payloads) == 1:
+            tell(attempt.sink.checkpoint, message.step, message.steps, payloads[0])
 
     def _on_done(self, message: wire.RunDone, payloads: list[bytes]) -> None:
         attempt = self._end(message.attempt)
@@ -349,6 +381,7 @@ class Supervisor:
         wire.ChunkData: _on_chunk,
         wire.ChunkBatch: _on_chunks,
         wire.StepProgress: _on_progress,
+        wire.CheckpointData: _on_checkpoint,
         wire.RunDone: _on_done,
         wire.RunFailed: _on_failed,
         wire.RunCancelled: _on_cancelled,
@@ -372,11 +405,11 @@ class Supervisor:
         if attempt.timer is not None:
             attempt.timer.cancel()
 
-    def _cancel_running(self, attempt: Attempt) -> None:
+    def _cancel_running(self, attempt: Attempt, *, save: bool = False) -> None:
         if attempt.cancelled:
             return
         attempt.cancelled = True
-        self._host.channel.send(self._identity, wire.Cancel(attempt=attempt.key))
+        self._host.channel.send(self._identity, wire.Cancel(attempt=attempt.key, save=save))
         attempt.timer = self._loop.call_later(self._host.limits.cancel_s, self._cancel_late, attempt)
 
     def _cancel_late(self, attempt: Attempt) -> None:
@@ -388,3 +421,13 @@ class Supervisor:
         sink, attempt.sink = attempt.sink, Nobody()
         self._cancel_running(attempt)
         tell(sink.failed, failure(attempt.key, wire.Crashed(message=reason, code="attempt_failed")))
+
+
+def stated(model: ModelFile | None) -> Memory:
+    return Memory(model.memory_mib, model.gpu_memory_mib) if model else Memory()
+
+
+def name_of(key: Key) -> str:
+    """As people see it: the class and the model."""
+    module, _, cls = key[0].partition(":")
+    return f"{cls or module} {key[1]}" if key[1] else cls or module
