@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 MAX_PAYLOAD_MIB = 16
 """Largest message. Both servers must say so: a router at its default of 1 MiB would cut the link on a larger one."""
 
-MAX_FILE_MIB = 4096
-"""JetStream's quota on disk. Fixed, because a quota that shrank with the free space would refuse its own streams."""
+MAX_FILE_MIB = 2**20
+"""JetStream's quota on disk: more than any disk here, because what fills it (artifacts) bounds itself, and a quota that
+shrank with the free space would refuse its own streams.
+"""
 
 MAX_MEMORY_MIB = 64
 

@@ -107,6 +107,18 @@ class Stream:
         finally:
             self._bus.close_inbox(reply)
 
+    async def add(self, subject: str, data: bytes, *, patience_s: float = ANSWER_S) -> int:
+        """One message as it is, beside whatever the subject has. Returns its sequence."""
+        return int(_told(await self._request(subject, data, patience_s))["seq"])
+
+    async def purge(self, subject: str) -> None:
+        """Remove all messages of this subject (wildcards allowed), without a trace."""
+        await self.ask(f"STREAM.PURGE.{self.name}", {"filter": subject})
+
+    async def read_next(self, subject: str, seq: int, count: int) -> list[Stored]:
+        """Up to `count` messages of a subject from a sequence on, in order."""
+        return await self._read({"seq": seq, "next_by_subj": subject, "batch": count})
+
     async def last(self, subject: str) -> Stored | None:
         """The last message of this subject, a marker too."""
         msg = await self._request(f"$JS.API.DIRECT.GET.{self.name}", json.dumps({"last_by_subj": subject}).encode())
@@ -160,25 +172,27 @@ class Stream:
             self._bus.close_inbox(reply)
         return found
 
-    async def _request(self, subject: str, data: bytes) -> Msg:
+    async def _request(self, subject: str, data: bytes, patience_s: float = ANSWER_S) -> Msg:
         answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
         reply = self._bus.open_inbox(partial(_fill, answer))
         try:
             self._bus.post(subject, data, reply=reply)
-            return await self._first(answer)
+            return await self._first(answer, patience_s=patience_s)
         finally:
             self._bus.close_inbox(reply)
 
-    async def _first(self, answer: asyncio.Future[Msg], progress: Callable[[], int] = lambda: 0) -> Msg:
-        """Wait for it, until nothing came for ANSWER_S, or the connection that it was to come by is another."""
+    async def _first(
+        self, answer: asyncio.Future[Msg], progress: Callable[[], int] = lambda: 0, patience_s: float = ANSWER_S
+    ) -> Msg:
+        """Wait for it, until nothing came for `patience_s`, or the connection that it was to come by is another."""
         loop = asyncio.get_running_loop()
-        seen, until, lost = 0, loop.time() + ANSWER_S, False
+        seen, until, lost = 0, loop.time() + patience_s, False
         while not answer.done():
             await asyncio.wait((answer,), timeout=_LOOK_S)
             if answer.done():
                 break
             if (now := progress()) != seen:
-                seen, until = now, loop.time() + ANSWER_S
+                seen, until = now, loop.time() + patience_s
             if loop.time() > until or (lost and self._bus.connected):
                 raise TimeoutError(f"JetStream does not answer ({self.name})")
             lost = lost or not self._bus.connected

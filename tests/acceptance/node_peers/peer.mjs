@@ -7,10 +7,11 @@ import { createInterface } from "node:readline";
 import { readFileSync } from "node:fs";
 import { connect, credsAuthenticator } from "@nats-io/transport-node";
 import { garbage } from "./garbage.mjs";
+import { object } from "./objects.mjs";
 import { flood, publish, request, sentinel, stream } from "./requests.mjs";
 import { discover } from "./services.mjs";
 
-const operations = { discover, flood, garbage, publish, request, sentinel, server, stream };
+const operations = { discover, flood, garbage, object, publish, request, sentinel, server, stream };
 
 const [url, file] = process.argv.slice(2);
 const creds = readFileSync(file);
