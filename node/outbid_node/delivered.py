@@ -53,7 +53,6 @@ class Delivered:
         self.pieces = Pieces(resume.chunks, resume.attempt)
         self.model = resume.model
         """Which wrote them. Another one does not go on with its text."""
-        self.floor = resume.attempt + RESUMED_ABOVE if resume.attempt or resume.chunks else 0
         self.base = 0
         """The current attempt goes on after so many pieces."""
         self.hole = False
@@ -238,6 +237,13 @@ class Delivered:
         self._attempt = 0
         self.pieces = Pieces(resume.chunks, max(resume.attempt, self.pieces.attempt))
         self._bytes = sum(map(_size, resume.chunks))
+
+
+def floor_of(resume: Resume | None) -> int:
+    """The attempts of an owner that takes up another's stream are numbered above it, so that they are news to the
+    caller, and to a node that runs the other's.
+    """
+    return resume.attempt + RESUMED_ABOVE if resume and (resume.attempt or resume.chunks) else 0
 
 
 def _size(data: dict[str, Any]) -> int:

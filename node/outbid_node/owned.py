@@ -14,8 +14,9 @@ from outbid_contracts.durable import Terms
 from outbid_contracts.errors import AttemptFailed, Draining, OutbidError
 from outbid_contracts.events import Awarded, Finished
 from outbid_contracts.ids import NodeId
-from outbid_contracts.messages import AttemptRecord, Done, Failed, Job, JobRecord, JobState, Outcome
+from outbid_contracts.messages import AttemptRecord, Checkpoint, Done, Failed, Job, JobRecord, JobState, Outcome
 from outbid_node.auction import ASK_WORTH_S, Auction
+from outbid_node.checkpoints import Saved
 from outbid_node.delivered import Delivered
 from outbid_node.waiting import Ticket
 
@@ -69,6 +70,8 @@ class OwnedJob:
     recorder: Recorder | None = None
     delivered: Delivered | None = None
     """Of a stream that can go on on another node."""
+    resumed: Saved | None = None
+    """The checkpoint that the current attempt goes on from."""
     ticket: Ticket | None = None
     """Its place in the waiting room, if it comes from there."""
     floor: int = 0
@@ -119,6 +122,11 @@ class OwnedJob:
         bids = self.auctions[-1].ranked if self.auctions else []
         return next((c.bid.model for c in bids if c.bid.node == self.node), self.job.model)
 
+    @property
+    def step(self) -> int:
+        """The current attempt goes on from a checkpoint after it; 0: from the beginning."""
+        return self.resumed.checkpoint.step if self.resumed else 0
+
     def award_event(self, chunks: int) -> Awarded:
         """The current attempt goes on after so many pieces."""
         assert self.node is not None
@@ -130,6 +138,7 @@ class OwnedJob:
             promised_s=self.promised_s or 0.0,
             why=self.auctions[-1].why if self.auctions else "",
             chunks=chunks,
+            step=self.step,
             model=self.ran_model,
         )
 
@@ -157,6 +166,16 @@ class OwnedJob:
             return msgspec.structs.replace(outcome, result=self.delivered.joined(outcome.result, outcome.after))
         except AttemptFailed as error:
             return Failed(error=error.body(), chunks=outcome.chunks)
+
+    def saved(self, checkpoint: Checkpoint) -> Saved:
+        """By the current attempt."""
+        return Saved(
+            job=self.job.id,
+            created_ms=self.job.created_ms,
+            attempt=self.number,
+            origin=self.resumed.origin if self.resumed else self.number,
+            checkpoint=checkpoint,
+        )
 
     def close_attempt(self, error: OutbidError | None, traceback: str) -> None:
         """The newest attempt has ended, now."""

@@ -42,12 +42,14 @@ from outbid_contracts.messages import (
     JobState,
     LeaseState,
     Outcome,
+    SaveCheckpoint,
     Settle,
     Stopped,
 )
 from outbid_contracts.requests import Resume
 from outbid_node import reasons
 from outbid_node.auction import Auctioneer
+from outbid_node.checkpoints import Checkpoints
 from outbid_node.client import Bus
 from outbid_node.delivered import Delivered
 from outbid_node.owned import OwnedJob, now_ms
@@ -86,12 +88,14 @@ class Owner:
         self.bus = bus
         self.registry = registry
         self._cancel_here = cancel_here
+        self.checkpoints = Checkpoints()
         self.placer = Placer(
             me=me,
             bus=bus,
             registry=registry,
             auctioneer=auctioneer,
             waiting=waiting,
+            checkpoints=self.checkpoints,
             max_attempts=max_attempts,
             award_here=award_here,
             stop_attempt=self._stop_attempt,
@@ -110,10 +114,12 @@ class Owner:
     def find(self, id: JobId) -> OwnedJob | None:
         return self.running.get(id) or self.ended.get(id)
 
-    def accept(self, job: Job, tell: Callable[[Any], None], delivered: Delivered | None = None) -> OwnedJob:
+    def accept(
+        self, job: Job, tell: Callable[[Any], None], delivered: Delivered | None = None, floor: int = 0
+    ) -> OwnedJob:
         """Take the job on; `await owned.task` is its result, or raises what ended it."""
         self.ended.pop(job.id, None)
-        return self.drive(OwnedJob(job, tell, delivered=delivered, floor=delivered.floor if delivered else 0))
+        return self.drive(OwnedJob(job, tell, delivered=delivered, floor=floor))
 
     def move(self, owned: OwnedJob, reply: str, tell: Callable[[Any], None], resume: Resume) -> None:
         """The caller of a running job lost its connection and is at `reply` now: it gets what it lacks and the rest."""
@@ -213,10 +219,23 @@ class Owner:
         if owned is not None and owned.delivered is not None:
             owned.delivered.heard(chunk)
 
+    def saved(self, save: SaveCheckpoint) -> None:
+        """Keep a checkpoint, unless its attempt is not the current one."""
+        owned = self._current(save.job, save.attempt)
+        if owned is not None and owned.node == save.node:
+            self.checkpoints.keep(owned.saved(save.checkpoint), durable=owned.recorder is not None)
+
+    def _current(self, id: JobId, attempt: int) -> OwnedJob | None:
+        """The job, if that attempt is under way (fencing)."""
+        owned = self.running.get(id)
+        if owned is None or owned.number != attempt or owned.outcome is None or owned.outcome.done():
+            return None
+        return owned
+
     def settle(self, settle: Settle) -> bool:
-        """Take a result; False if its attempt is not the current one (fencing)."""
-        owned = self.running.get(settle.job)
-        if owned is None or owned.number != settle.attempt or owned.outcome is None or owned.outcome.done():
+        """Take a result; False if its attempt is not the current one."""
+        owned = self._current(settle.job, settle.attempt)
+        if owned is None or owned.outcome is None:
             return False
         owned.taken = settle.attempt
         if settle.node != self.me:
@@ -344,7 +363,7 @@ class Owner:
             outcome = Failed(error=given_back.body())
         error = from_body(outcome.error)
         owned.close_attempt(error, outcome.traceback)
-        resumed = owned.delivered is not None and owned.delivered.base > 0
+        resumed = owned.resumed is not None or (owned.delivered is not None and owned.delivered.base > 0)
         if not outcome.retry and not resumed:  # what a resumed attempt was asked is ours, not the caller's
             raise error
         log.warning("%s failed: %s", owned.job.id, error, extra={"action": "attempt_failed", "node": node})
@@ -415,10 +434,13 @@ class Owner:
         if not self.running:
             self.busy.clear()
             self.idle.set()
+        if owned.suspended and owned.recorder is not None:
+            owned.conclude()
+            owned.recorder.unplaced(owned)
+            return
+        self.checkpoints.forget(owned.job.id)
         if owned.suspended:
             owned.conclude()
-            if owned.recorder is not None:
-                owned.recorder.unplaced(owned)
             return
         owned.ended_ms = owned.ended_ms or now_ms()
         self._tell_end(owned)

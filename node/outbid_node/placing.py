@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import msgspec
 
@@ -13,15 +13,29 @@ from outbid_contracts import subjects
 from outbid_contracts.errors import OutbidError
 from outbid_contracts.events import Event, Waiting
 from outbid_contracts.ids import NodeId
-from outbid_contracts.messages import Accepted, AttemptRecord, Award, AwardReply, Bid, Considered, Decline, Declined
+from outbid_contracts.messages import (
+    Accepted,
+    AttemptRecord,
+    Award,
+    AwardReply,
+    Bid,
+    Considered,
+    Decline,
+    Declined,
+)
+from outbid_contracts.policy import Policy
 from outbid_node import reasons
-from outbid_node.auction import Auction, Auctioneer
+from outbid_node.auction import ALIKE, Auction, Auctioneer
+from outbid_node.checkpoints import Checkpoints, Saved, going_on, rest_of
 from outbid_node.client import Bus, NoResponders
 from outbid_node.owned import OwnedJob, now_ms
 from outbid_node.registry import Registry
 from outbid_node.waiting import WaitingRoom
 
 AWARD_TIMEOUT_S = 1.0
+
+SLOW_BYTES_S = 2**20
+"""An award with a checkpoint has longer: poor Wi-Fi carries about so much."""
 
 
 class Unplaced(Exception):
@@ -37,6 +51,7 @@ class Placer:
         registry: Registry,
         auctioneer: Auctioneer,
         waiting: WaitingRoom,
+        checkpoints: Checkpoints,
         max_attempts: int,
         award_here: Callable[[Award], AwardReply],
         stop_attempt: Callable[[OwnedJob, NodeId], None],
@@ -47,6 +62,7 @@ class Placer:
         self.registry = registry
         self.auctioneer = auctioneer
         self.waiting = waiting
+        self.checkpoints = checkpoints
         self.max_attempts = max_attempts
         self._award_here = award_here
         self._stop_attempt = stop_attempt
@@ -63,10 +79,11 @@ class Placer:
             for turn in itertools.count():
                 if owned.tries >= self.most(owned):
                     raise reasons.exhausted(owned.attempts, self.registry)
-                auction = await self._auction(owned)
+                saved = await self.checkpoints.of(job, owned.attempts)
+                auction = await self._auction(owned, saved)
                 owned.auctions.append(auction)
                 for considered in auction.able:
-                    if await self._award(owned, considered, auction):
+                    if await self._award(owned, considered, auction, saved):
                         return
                 if not auction.waiting_may_help:
                     raise self._no_bid(owned, auction)
@@ -81,19 +98,23 @@ class Placer:
     def most(self, owned: OwnedJob) -> int:
         return (owned.terms.max_attempts if owned.terms else None) or self.max_attempts
 
-    async def _auction(self, owned: OwnedJob) -> Auction:
-        """Without the nodes where an attempt failed, unless nobody else is left; the rest of a stream by the model that
+    async def _auction(self, owned: OwnedJob, saved: Saved | None) -> Auction:
+        """Without the nodes where an attempt failed, unless nobody else is left; the rest of a job by the model that
         began it, unless nobody has it.
         """
-        rest = owned.delivered.rest(owned.job) if owned.delivered else owned.job
+        rest = owned.delivered.rest(owned.job) if owned.delivered else rest_of(owned.job, saved)
         auction = await self.auctioneer.hold(rest, owned.number + 1, owned.failed_on)
         if owned.failed_on and not auction.able and not auction.waiting_may_help:
             auction = await self.auctioneer.hold(rest, owned.number + 1, ())
         if rest.model != owned.job.model and not auction.able and not auction.waiting_may_help:
             auction = await self.auctioneer.hold(owned.job, owned.number + 1, owned.failed_on)
+        if saved is not None:
+            standing = self.registry.standing(owned.job.capability, saved.checkpoint.model)
+            same = {s.node for s in standing if s.offer.device == saved.checkpoint.device}
+            same_device_first(auction, owned.job.policy, same)
         return auction
 
-    async def _award(self, owned: OwnedJob, considered: Considered, auction: Auction) -> bool:
+    async def _award(self, owned: OwnedJob, considered: Considered, auction: Auction, saved: Saved | None) -> bool:
         bid = considered.bid
         if self.registry.took_last(bid.node, owned.job.capability, bid.model, auction.opened):
             reason = "its slots went to other jobs meanwhile"
@@ -110,6 +131,8 @@ class Placer:
         if owned.delivered is not None:
             rest = await owned.delivered.begin(owned.job, owned.number, bid, here=bid.node == self.me)
             award = msgspec.structs.replace(award, job=rest, chunks=owned.delivered.base)
+        resumes = going_on(award, saved, bid.model) if saved else None
+        owned.resumed, award = (saved, resumes) if resumes else (None, award)
         if owned.recorder is not None:
             owned.recorder.awarding(owned)
         reply = await self._send_award(owned, award, bid)
@@ -132,9 +155,11 @@ class Placer:
         if node == self.me:
             return self._award_here(award)
         started = time.perf_counter()
+        carried = len(award.checkpoint.data) if award.checkpoint else 0
+        timeout_s = AWARD_TIMEOUT_S + carried / SLOW_BYTES_S
         try:
             reply: AwardReply = await self.bus.call(
-                subjects.node(node, "award"), award, AwardReply, timeout_s=AWARD_TIMEOUT_S
+                subjects.node(node, "award"), award, AwardReply, timeout_s=timeout_s
             )
         except NoResponders:
             self.registry.drop(node, "does not answer")
@@ -155,7 +180,7 @@ class Placer:
             auction.why = f"{considered.name} took it after {auction.able[0].name} refused"
         owned.state = "running"
         owned.promised_s = bid.finish_s
-        owned.attempts.append(AttemptRecord(attempt=owned.number, node=bid.node, started_ms=now_ms()))
+        owned.attempts.append(AttemptRecord(attempt=owned.number, node=bid.node, started_ms=now_ms(), step=owned.step))
         self._tell(owned, owned.award_event(owned.delivered.base if owned.delivered else 0))
         if owned.recorder is not None:
             owned.recorder.awarded(owned)
@@ -165,3 +190,17 @@ class Placer:
         if owned.recorder is not None:
             return Unplaced(why.message)
         return reasons.exhausted(owned.attempts, self.registry) if owned.attempts else why
+
+
+def same_device_first(auction: Auction, policy: Policy, same: Collection[NodeId]) -> None:
+    """Let one of `same` win if its bid is about as good as the best, because the same kind of device gives the same
+    result; but not against the caller's wishes.
+    """
+    if not auction.able or policy.prefer or policy.avoid:
+        return
+    best = auction.able[0]
+    first = next((c for c in auction.able if c.score <= ALIKE * best.score and c.bid.node in same), best)
+    if first is not best:
+        auction.ranked.remove(first)
+        auction.ranked.insert(0, first)
+        auction.why = f"{first.name} is about as good as {best.name}, and of the kind of device that the job began on"

@@ -42,10 +42,11 @@ LONG = {"text": "x", "delay_s": 0.1}
 
 
 class ScriptedPeer:
-    """Announces `test.echo` as a node would; what it answers is up to the test."""
+    """Announces a capability as a node would; what it answers is up to the test."""
 
-    def __init__(self, nc: Client) -> None:
+    def __init__(self, nc: Client, capability: str = "test.echo") -> None:
         self.nc = nc
+        self.capability = capability
         self.seq = 0
         self.awards: list[Award] = []
         self.on_cfp: Callable[[CallForProposals], Any] = self.good_bid
@@ -88,7 +89,7 @@ class ScriptedPeer:
 
     async def _beat(self) -> None:
         offer = Offer(
-            capability="test.echo",
+            capability=self.capability,
             model=None,
             warm=True,
             slots=4,

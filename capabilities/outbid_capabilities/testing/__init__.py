@@ -1,4 +1,4 @@
-"""`test.noop` and `test.echo`: capabilities that need no model, and misbehave on request.
+"""`test.noop`, `test.echo`, `test.steps` and `test.files`: capabilities that need no model, and misbehave on request.
 
 They are for tests, benchmarks and drills; a node offers them only with `enabled = true` in the section `test`.
 """
@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from outbid_contracts.artifacts import Artifact
 from outbid_contracts.capability import Capability, Machine, ModelFile, Prior
 
 RUNNER = "outbid_capabilities.testing.runner:FakeRunner"
@@ -26,13 +27,17 @@ oversized: a header of `size` MiB; result and chunk: ones that do not fit their 
 
 
 class TestSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Section `test`. All but `enabled`, `slots`, `memory_mib` and `slow_load_s` are misbehaviours of the process."""
+    """Section `test`. What comes after `slow_load_s` are misbehaviours of the process."""
 
     __test__ = False  # for pytest: not a class of tests
 
     enabled: bool = False
     slots: Annotated[int, Meta(ge=1)] = SLOTS
+    models: tuple[str, ...] = ()
+    """Names of models that do nothing; with none, it needs none."""
     memory_mib: float = 1.0
+    gpu_memory_mib: float = 0.0
+    """What each model says that it takes, and says again when it is loaded."""
     slow_load_s: float = 0.0
     burn_s: float = 0.0
     """CPU seconds spent while loading."""
@@ -47,6 +52,10 @@ class TestSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Ignore SIGTERM and the order to stop."""
     children: int = 0
     """Child processes that sleep, to be killed with it."""
+    oom_at: int = 0
+    """The step after which `test.steps` runs out of memory here."""
+    device: str = "cpu"
+    """The kind of device it says it runs on."""
 
 
 class NoopParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -97,6 +106,62 @@ class EchoResult(msgspec.Struct, frozen=True, kw_only=True):
     """Of the runner, so that a test may kill it; 0 if its node was lost after the last piece."""
 
 
+class StepsParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Do `steps` steps, `delay_s` seconds each, and give a checkpoint after every so many (0: never). The last four are
+    misbehaviours.
+    """
+
+    steps: Annotated[int, Meta(ge=1, le=100_000)]
+    delay_s: Annotated[float, Meta(ge=0, le=3600)] = 0.0
+    checkpoint_every: Annotated[int, Meta(ge=0)] = 2
+    chunks: bool = False
+    """A piece of the stream for each step."""
+    padding: Annotated[int, Meta(ge=0, le=2**25)] = 0
+    """Bytes that each checkpoint is larger."""
+    ignore_checkpoint: bool = False
+    die_on_checkpoint: bool = False
+    garbage_checkpoints: bool = False
+    model: str | None = None
+
+
+class StepsChunk(msgspec.Struct, frozen=True, kw_only=True):
+    step: int
+
+
+class StepsResult(msgspec.Struct, frozen=True, kw_only=True):
+    """`digest` is made of all steps in their order; `runs` are the process and the step before its first, of all that
+    took part.
+    """
+
+    digest: str
+    runs: list[tuple[int, int]]
+
+
+class FilesParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Make a file of each of these sizes, in bytes; equal seeds make equal files. `withhold`: so many of the files that
+    it lists it does not give.
+    """
+
+    sizes: tuple[Annotated[int, Meta(ge=0, le=2**28)], ...] = ()
+    seed: int = 0
+    delay_s: Annotated[float, Meta(ge=0, le=3600)] = 0.0
+    source: bytes | None = None
+    source_from: str | None = None
+    withhold: Annotated[int, Meta(ge=0)] = 0
+    model: str | None = None
+
+
+class FilesResult(msgspec.Struct, frozen=True, kw_only=True):
+    """`source_sha256`: of the file it was given. `others`: names of inputs that it was given as parameters."""
+
+    files: tuple[Artifact, ...]
+    source_sha256: str
+    others: tuple[str, ...]
+    pid: int
+    seconds: float
+    joules: float | None = None
+
+
 def _missing(settings: Mapping[str, Any]) -> str | None:
     return None if settings.get("enabled") else "switched off; `enabled = true` in section `test` offers it"
 
@@ -105,9 +170,18 @@ def _prior(model: ModelFile | None, machine: Machine) -> Prior:
     return Prior(load_s=0.3 / machine.cpu_share, fixed_s=0.001, rates={"chunks": 0.0001, "seconds": 1.0})
 
 
+def _models(settings: Mapping[str, Any]) -> list[ModelFile]:
+    memory = {kind: settings.get(kind, 0.0) for kind in ("memory_mib", "gpu_memory_mib")}
+    return [ModelFile(name=name, **memory) for name in settings.get("models", ())]
+
+
 def _work(params: EchoParams) -> dict[str, float]:
     chunks = max(0, params.chunks - params.first)
     return {"chunks": float(chunks), "seconds": chunks * (params.delay_s + params.burn_s)}
+
+
+def _work_of_steps(params: StepsParams) -> dict[str, float]:
+    return {"seconds": params.steps * params.delay_s}
 
 
 def _resume_params(params: dict[str, Any], chunks: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -133,6 +207,7 @@ noop = Capability(
     runner=RUNNER,
     slots=SLOTS,
     missing=_missing,
+    models=_models,
     prior=_prior,
 )
 
@@ -151,11 +226,45 @@ echo = Capability(
     resume_result=_resume_result,
     resume_whole=_resume_whole,
     missing=_missing,
+    models=_models,
     work=_work,
+    prior=_prior,
+)
+
+
+steps = Capability(
+    name="test.steps",
+    summary="counts steps, goes on from its checkpoints, and misbehaves on request",
+    params=StepsParams,
+    result=StepsResult,
+    chunk=StepsChunk,
+    settings=TestSettings,
+    runner=RUNNER,
+    slots=SLOTS,
+    resume="checkpoint",
+    missing=_missing,
+    models=_models,
+    work=_work_of_steps,
+    prior=_prior,
+)
+
+
+files = Capability(
+    name="test.files",
+    summary="makes files of given sizes, and looks at one that it is given",
+    params=FilesParams,
+    result=FilesResult,
+    settings=TestSettings,
+    runner=RUNNER,
+    slots=SLOTS,
+    artifacts="files",
+    inputs=("source",),
+    missing=_missing,
+    models=_models,
     prior=_prior,
 )
 
 
 def capabilities() -> tuple[Capability, ...]:
     """The entry point `test`."""
-    return noop, echo
+    return noop, echo, steps, files

@@ -12,12 +12,13 @@ import time
 from typing import Any
 
 from outbid_capabilities.runner_kit import Attempt, BlockingRunner, Progress
+from outbid_capabilities.testing import counting, filing
 
 FOREVER_S = 100_000
 
 
 class FakeRunner(BlockingRunner):
-    """`test.noop` is answered on the I/O thread, `test.echo` by one thread per slot."""
+    """`test.noop` is answered on the I/O thread, the others by one thread per slot."""
 
     def load(self, model: dict[str, Any] | None, options: dict[str, Any], progress: Progress) -> dict[str, Any]:
         self._options = options
@@ -38,17 +39,27 @@ class FakeRunner(BlockingRunner):
             "rates": {"chunks": 0.0001, "seconds": 1.0},
             "fixed_s": 0.0001,
             "memory_mib": options.get("memory_mib", 1.0),
-            "info": {"pid": os.getpid(), "children": [child.pid for child in self._children]},
+            "gpu_memory_mib": options.get("gpu_memory_mib", 0.0),
+            "info": {
+                "device": options.get("device", "cpu"),
+                "pid": os.getpid(),
+                "children": [child.pid for child in self._children],
+            },
         }
 
     def start(self, attempt: Attempt) -> None:
         if attempt.capability == "test.noop":
             size = attempt.params.get("size", 0)
-            attempt.done({}, payloads=(*attempt.payloads, bytes(size)) if size else attempt.payloads)
+            attempt.done({}, payloads=(*attempt.files.values(), bytes(size)) if size else tuple(attempt.files.values()))
         else:
             super().start(attempt)
 
     def run(self, attempt: Attempt) -> dict[str, Any] | None:
+        if attempt.capability == "test.steps":
+            return counting.run(attempt, self._options)
+        if attempt.capability == "test.files":
+            filing.run(attempt)
+            return None
         params = attempt.params
         begun = time.perf_counter()
         pieces = _split(params.get("text", ""), params.get("chunks", 1))

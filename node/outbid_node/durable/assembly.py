@@ -14,6 +14,7 @@ from outbid_node.catalogue import Catalogue
 from outbid_node.client import Bus
 from outbid_node.delivered import Delivered
 from outbid_node.durable.book import Book
+from outbid_node.durable.checkpoints import CheckpointStream
 from outbid_node.durable.desk import Desk
 from outbid_node.durable.events import Events
 from outbid_node.durable.journal import Journal
@@ -49,8 +50,16 @@ class Durable:
         self._bus = bus
         self._catalogue = catalogue
         events, journal = Events(bus, me), Journal(bus, me, trouble=trouble)
+        owner.checkpoints.disk = checkpoints = CheckpointStream(bus, me)
         self.book = Book(
-            me=me, owner=owner, registry=registry, waiting=waiting, journal=journal, events=events, trace=trace
+            me=me,
+            owner=owner,
+            registry=registry,
+            waiting=waiting,
+            journal=journal,
+            events=events,
+            checkpoints=checkpoints,
+            trace=trace,
         )
         self.book.pieces_of = self._pieces_of
         self.keeper = Keeper(

@@ -28,6 +28,7 @@ from outbid_contracts.events import Finished
 from outbid_contracts.ids import JobId, NodeId
 from outbid_contracts.messages import Done, Job, JobRecord, JobState, Settle
 from outbid_node.delivered import Delivered
+from outbid_node.durable.checkpoints import CheckpointStream
 from outbid_node.durable.claims import Claims
 from outbid_node.durable.dependencies import Dependencies, States
 from outbid_node.durable.events import Events
@@ -70,6 +71,7 @@ class Book:
         waiting: WaitingRoom,
         journal: Journal,
         events: Events,
+        checkpoints: CheckpointStream,
         trace: Trace,
     ) -> None:
         self.me = me
@@ -78,6 +80,7 @@ class Book:
         self.waiting = waiting
         self.journal = journal
         self.events = events
+        self.checkpoints = checkpoints
         self.trace = trace
         self.parked: dict[JobId, Parked] = {}
         self.claims = Claims()
@@ -338,6 +341,7 @@ class Book:
         if self.parked.pop(parked.id, None) is None:
             return
         self._unpark(parked)
+        self.owner.checkpoints.forget(parked.id)
         record = parked.record()
         ended = msgspec.structs.replace(record, state=state, error=error.body(), ended_ms=now_ms())
         with suppress(Moved):
@@ -418,6 +422,7 @@ class Book:
         if parked is not None:
             self._unpark(parked)
         self.owner.let_go(id)
+        self.owner.checkpoints.forget(id)
         if (end := self._ends.pop(id, None)) is not None:
             end.cancel()
         dropped = self.journal.drop(id)

@@ -274,13 +274,14 @@ class Desk:
             id=submission.job,
             owner=self.me,
             capability=capability.name,
-            params=msgspec.to_builtins(params),
+            params=msgspec.to_builtins(params, builtin_types=(bytes,)),
             work=capability.work(params),
             model=capability.model_of(params),
             policy=policy if isinstance(policy, Policy) else parse_policy(policy),
             reply=subjects.events(self.me, submission.job) if capability.chunk is not None else None,
             created_ms=int(now * 1000),
             durable=True,
+            keep_s=submission.keep_s,
         )
         starts_s = submission.not_before or (now + submission.delay_s if submission.delay_s else 0.0)
         terms = Terms(

@@ -44,6 +44,7 @@ class Recovery:
         with suppress(StorageFailed):  # a watch then shows what happens from now on
             await self.book.events.open()
         records = await self.book.journal.load()
+        await self.book.checkpoints.open({record.job.id for record in records})
         gone = await self.book.not_ours(records) if records else {}
         elsewhere: list[DurableJob] = []
         for number, record in enumerate(records):
@@ -88,6 +89,7 @@ class Recovery:
         owned.outcome = asyncio.get_running_loop().create_future()
         owned.awarded = time.monotonic()
         owned.lost_not_before = owned.awarded + FIND_AGAIN_S
+        owned.resumed = await self.book.owner.checkpoints.of(owned.job, owned.attempts)
         if owned.delivered is not None:
             await self._rejoin(owned, owned.delivered)
         self.book.owner.drive(owned)
