@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -39,13 +40,24 @@ class Catalogue:
         speeds: Speeds,
         machine: Machine,
         only: Collection[str] = (),
+        pulled: Sequence[str] = (),
     ) -> None:
-        """`only`: a guest offers no other capabilities than these (all, if empty)."""
+        """Looks for models on the disk, so where there is a loop, make it in a thread. `only`: a guest offers no other
+        capabilities than these (all, if empty). `pulled`: folders of models that were pulled, the oldest first.
+        """
+        self._declarations = declarations
+        self._sections = sections
+        self._refreshing = asyncio.Lock()
         self._only = only
         self.speeds = speeds
         self.machine = machine
         self._speeds: dict[tuple[str, str | None], Speed] = {}
-        self.entries = {name: self._entry(capability, sections) for name, capability in declarations.items()}
+        self.entries = self._look(pulled)
+
+    async def refresh(self, pulled: Sequence[str]) -> None:
+        """Look again: models came or went."""
+        async with self._refreshing:
+            self.entries = await asyncio.to_thread(self._look, pulled)
 
     def usable(self) -> list[Entry]:
         return [entry for entry in self.entries.values() if not entry.missing]
@@ -77,9 +89,13 @@ class Catalogue:
             self._speeds[key] = self.speeds.of(*key, capability.prior(model, self.machine))
         return self._speeds[key]
 
-    def _entry(self, capability: Capability, sections: Mapping[str, msgspec.Struct]) -> Entry:
-        section = sections.get(capability.section)
+    def _look(self, pulled: Sequence[str]) -> dict[str, Entry]:
+        return {name: self._entry(capability, pulled) for name, capability in self._declarations.items()}
+
+    def _entry(self, capability: Capability, pulled: Sequence[str]) -> Entry:
+        section = self._sections.get(capability.section)
         settings = msgspec.to_builtins(section) if section is not None else {}
+        settings["pulled"] = tuple(pulled)
         capability = dataclasses.replace(capability, slots=settings.get("slots", capability.slots))
         try:
             missing = capability.missing(settings) or ""

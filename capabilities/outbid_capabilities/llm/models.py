@@ -1,4 +1,4 @@
-"""Finds the GGUF models of a machine: files and folders named in the settings, and the one that comes from PyPI."""
+"""Finds the GGUF models of a machine: files and folders named in the settings, pulled ones, and the one from PyPI."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from outbid_capabilities.llm import gguf
-from outbid_capabilities.llm.sizing import context_per_slot, memory_mib
+from outbid_capabilities.llm.sizing import BASE_MIB, context_per_slot, gpu_share, memory_mib
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,8 @@ def _paths(settings: Mapping[str, Any]) -> Iterator[Path]:
     for text in settings.get("models") or ():
         path = Path(text).expanduser()
         yield from (file for file in sorted(path.rglob("*.gguf")) if _first_part(file)) if path.is_dir() else (path,)
+    for folder in settings.get("pulled") or ():
+        yield from filter(_first_part, sorted(Path(folder).glob("*.gguf")))
     if (path_bundled := bundled()) is not None:
         yield path_bundled
 
@@ -85,15 +87,26 @@ def _describe(path: Path, settings: Mapping[str, Any]) -> Found:
     size_bytes = sum(part.stat().st_size for part in _parts(path))
     slots = int(settings.get("slots") or 8)
     context = context_per_slot(header, slots, settings.get("context"))
+    memory = memory_mib(header, size_bytes, slots, context)
+    layers = settings.get("gpu_layers")
+    on_gpu = (memory - BASE_MIB) * gpu_share(header, -1 if layers is None else int(layers))
     is_bundled = path.name == BUNDLED_FILE and path.parent.name == BUNDLED_PACKAGE
     return {
-        "name": _QUANT.sub("", _PART.sub("", path.stem)).lower(),
+        "name": _name(path, settings),
         "path": str(path.absolute()),
         "size_mib": size_bytes / 2**20,
-        "memory_mib": memory_mib(header, size_bytes, slots, context),
+        "memory_mib": memory - on_gpu,
+        "gpu_memory_mib": on_gpu,
         "default": False,
         "info": _info(header, context, is_bundled=is_bundled),
     }
+
+
+def _name(path: Path, settings: Mapping[str, Any]) -> str:
+    """A pulled model is called as its folder: that is the name it was given."""
+    if str(path.parent) in (settings.get("pulled") or ()):
+        return path.parent.name
+    return _QUANT.sub("", _PART.sub("", path.stem)).lower()
 
 
 @lru_cache(maxsize=256)

@@ -16,6 +16,8 @@ from outbid_node.catalogue import Catalogue, Entry
 from outbid_node.config import Config, Effective
 from outbid_node.doctor.facts import Key, Settings, Work
 from outbid_node.estimate import Speeds
+from outbid_node.files.store import Store, models_folder
+from outbid_node.home import Home
 from outbid_node.identity.keyring import Keyring
 from outbid_node.identity.keys import MeshKey
 from outbid_node.joining import membership
@@ -87,7 +89,9 @@ def look_at_work(
     state: Path, config: Config, declared: Mapping[str, Capability], notebook: Notebook
 ) -> tuple[Work, ...]:
     """Every capability as the daemon's own catalogue sees it, but those for tests while they are off."""
-    catalogue = Catalogue(declared, config.capabilities, Speeds(state / "speeds.json"), Machine())
+    store = Store(models_folder(config.models.folder, Home(state)))
+    pulled = [str(kept.folder) for kept in store.kept()]
+    catalogue = Catalogue(declared, config.capabilities, Speeds(state / "speeds.json"), Machine(), pulled=pulled)
     unusable = dict(map(_unusable, notebook.of("model_unusable")))
     return tuple(
         _work(name, entry, unusable)
