@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.metadata
 import logging
-import os
 import secrets
 import socket
 import time
@@ -15,13 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from outbid_contracts import subjects
-from outbid_contracts.capability import Capability
+from outbid_contracts.capability import Capability, Machine
 from outbid_contracts.codec import encode
 from outbid_contracts.errors import Draining
 from outbid_contracts.ids import NodeId
-from outbid_contracts.messages import Capacity, Presence
-from outbid_contracts.places import LocalNode
+from outbid_contracts.messages import Capacity
 from outbid_node.admin import Admin, Drained
+from outbid_node.appearance import Appearance, version
+from outbid_node.artifacts.assembly import Artifacts
 from outbid_node.auction import Auctioneer
 from outbid_node.bus.backbone import Backbone
 from outbid_node.catalogue import Catalogue
@@ -31,19 +30,20 @@ from outbid_node.doctor.endpoint import DoctorEndpoints
 from outbid_node.durable.always_on import looks_always_on
 from outbid_node.durable.assembly import Durable
 from outbid_node.estimate import Speeds
+from outbid_node.files.service import PURPOSE, ModelFiles
+from outbid_node.files.store import Store, models_folder
 from outbid_node.heartbeat import LeaseKeeper, PresenceKeeper
 from outbid_node.home import Home
 from outbid_node.identity.keyring import Keyring
-from outbid_node.identity.nats_context import write_context
 from outbid_node.identity.node import Identity
 from outbid_node.joining import membership
-from outbid_node.joining.sealed import public_of
 from outbid_node.loopwatch import LoopWatch
 from outbid_node.measure import measure_machine
 from outbid_node.micro import Service
 from outbid_node.owner import Owner
-from outbid_node.registry import Registry
-from outbid_node.resources import ResourceProbe, announcement
+from outbid_node.registry import OfferKey, Registry
+from outbid_node.resources import ResourceProbe
+from outbid_node.runners.memory import Memory, whole_and_free
 from outbid_node.runners.pool import RunnerPool
 from outbid_node.services import FaceEndpoints, NodeEndpoints
 from outbid_node.trace import Trace
@@ -53,11 +53,11 @@ from outbid_node.worker import Worker
 log = logging.getLogger(__name__)
 
 SAVE_EVERY_BEATS = 60
+
+LAST_STEP_S = 3.0
+"""How long a node that stops waits for the last checkpoints of what it has not finished."""
+
 LOOPBACK = "127.0.0.1"
-
-
-def version() -> str:
-    return importlib.metadata.version("outbid")
 
 
 class Node:
@@ -77,13 +77,11 @@ class Node:
         self.failure = ""
         self.restarting = False
         self.watch = LoopWatch()
-        self._resources = ResourceProbe(state)
-        self._on_air: dict[str, str] = {}
-        self._background: set[asyncio.Task[None]] = set()
-        self._seq = 0
+        self.resources = ResourceProbe(state)
         self._beats = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._undo = contextlib.AsyncExitStack()
+        self.appearance = Appearance(self)
 
     async def start(self) -> None:
         """Raises OutbidError if the node cannot run here; what was started by then is stopped again."""
@@ -98,7 +96,7 @@ class Node:
         self.home.open()
         self._undo.callback(self.home.close)
         me = self.home.identity()
-        self.id, self._private_key = me.node, bytes.fromhex(me.box)
+        self.id, self.private_key = me.node, bytes.fromhex(me.box)
         self.member = membership.load(self.home.path)
         self.mesh = self.member.mesh if self.member else self.config.mesh.name
         self.keyring = Keyring()
@@ -110,18 +108,19 @@ class Node:
         await self.bus.connect(self.backbone.url, self.identity.node_creds)
         self._undo.push_async_callback(self.bus.close)
         self.speeds = Speeds(self.home.path / "speeds.json")
-        only = self.member.capabilities if self.member else ()
-        self.catalogue = Catalogue(self.declarations, self.config.capabilities, self.speeds, machine, only)
+        self.catalogue = await self._make_catalogue(machine)
         await self._start_pool(machine)
         self._wire()
+        await self.files.start()
+        self._undo.push_async_callback(self.files.stop)
         await self.endpoints.start()
         await self.service.start()
         await self.presence.start()
-        for part in (self.presence.run, self.leases.run, self.watch.run, *self.durable.parts):
+        for part in (self.presence.run, self.leases.run, self.watch.run, *self.durable.parts, *self.artifacts.parts):
             self._supervise(part)
         await self.bus.flush()
         self.trace.note("up", name=self.name)
-        self._announce()
+        self.appearance.announce()
         for name, entry in self.catalogue.entries.items():
             if entry.missing:
                 log.info("%s is not offered: %s", name, entry.missing, extra={"action": "capability_missing"})
@@ -133,20 +132,6 @@ class Node:
             time.monotonic() - began,
             extra={"action": "node_up", "node": self.id, "url": self.backbone.url},
         )
-
-    def _announce(self) -> None:
-        """Tell the programs of this machine where the node is and what to show it."""
-        local = LocalNode(
-            node=self.id,
-            name=self.name,
-            url=self.backbone.url,
-            pid=os.getpid(),
-            version=version(),
-            creds=str(self.identity.local_creds),
-        )
-        self.home.announce(local)
-        if self.config.bus.nats_context and self.home.is_usual:
-            write_context(local)
 
     def _make_identity(self) -> Identity:
         key, revoked = self.keyring.key(self.mesh), self.keyring.revoked(self.mesh)
@@ -168,15 +153,31 @@ class Node:
         backbone.on_failure = lambda error: self._fail(error.message)
         return backbone
 
+    async def _make_catalogue(self, machine: Machine) -> Catalogue:
+        """In a thread: it looks for models on the disk."""
+        only = self.member.capabilities if self.member else ()
+        self.store = Store(models_folder(self.config.models.folder, self.home))
+        pulled = [str(kept.folder) for kept in await asyncio.to_thread(self.store.kept)]
+        return await asyncio.to_thread(
+            Catalogue, self.declarations, self.config.capabilities, self.speeds, machine, only, pulled
+        )
+
     async def _start_pool(self, machine: Any) -> None:
-        resources = self._resources.read()
+        budget, _, _ = self._memory()
         self.pool = RunnerPool(
             machine=machine,
-            budget_mib=self.config.limits.memory_budget_mib(resources.memory_mib),
+            budget_mib=budget.ram_mib,
+            gpu_budget_mib=budget.gpu_mib,
             keep_warm_s=self.config.limits.keep_warm_s,
         )
         await self.pool.start()
         self._undo.push_async_callback(self.pool.stop, 0)
+
+    def _memory(self) -> tuple[Memory, Memory, Memory]:
+        """What models may take, what there is, and what of it is free."""
+        limits, (whole, free) = self.config.limits, whole_and_free(self.resources.read())
+        ram_mib = limits.memory_budget_mib(int(whole.ram_mib))
+        return Memory(ram_mib, limits.gpu_memory_budget_mib(int(whole.gpu_mib))), whole, free
 
     def _wire(self) -> None:
         config, me, bus = self.config, self.id, self.bus
@@ -203,11 +204,24 @@ class Node:
             cancel_here=self.worker.cancel,
         )
         self._wire_durable()
+        self.artifacts = Artifacts(
+            me=me,
+            bus=bus,
+            registry=self.registry,
+            worker=self.worker,
+            section=config.artifacts,
+            guest=self.member is not None and self.member.guest,
+            state=self.home.path,
+            trouble=lambda: self.backbone.jetstream_error,
+        )
         self.worker.settle_here = self.durable.book.settle_here
+        self.worker.save_here = self.owner.saved
         self.worker.chunk_here = self.owner.heard
         self.worker.elsewhere = self.registry.elsewhere
         self.worker.on_room = self._room
-        self.presence = PresenceKeeper(me=me, bus=bus, registry=self.registry, describe=self.describe)
+        self.presence = PresenceKeeper(me=me, bus=bus, registry=self.registry, describe=self.appearance.presence)
+        self.registry.on_change.append(self._heed_wants)
+        self.waiting.on_wait = self._job_waits
         self.presence.on_beat += [self.worker.stop_orphans, self.owner.forget_results, self._beat]
         self.leases = LeaseKeeper(me=me, bus=bus, registry=self.registry, owner=self.owner)
         self.pool.on_change = self._pool_changed
@@ -221,6 +235,8 @@ class Node:
             worker=self.worker,
             admin=self.admin,
             durable=self.durable,
+            artifacts=self.artifacts,
+            files=self._wire_files(),
         )
         self.service = Service(
             bus=bus,
@@ -240,6 +256,8 @@ class Node:
         )
         faces.register(self.service)
         self.durable.desk.register(self.service)
+        self.artifacts.desk.register(self.service)
+        self.files.register(self.service)
         self.admin.register(self.service)
         self._doctor().register(self.service)
 
@@ -260,6 +278,23 @@ class Node:
             adopt_after_s=self.config.durable.adopt_after_s,
             trouble=lambda: self.backbone.jetstream_error,
         )
+
+    def _wire_files(self) -> ModelFiles:
+        """A guest may fetch models, but does not give any."""
+        self.files = ModelFiles(
+            me=self.id,
+            bus=self.bus,
+            registry=self.registry,
+            catalogue=self.catalogue,
+            store=self.store,
+            section=self.config.models,
+            key=self.identity.key.derive(PURPOSE),
+            host=any_address() if self.member and self.member.open else LOOPBACK,
+            serve=self.member is None or not self.member.guest,
+            pool=self.pool,
+            on_change=self._models_changed,
+        )
+        return self.files
 
     def _is_always_on(self) -> bool:
         """A guest is not: the jobs of the hosts must not live on it."""
@@ -292,12 +327,12 @@ class Node:
             mesh=self.mesh,
             keyring=self.keyring,
             member=self.member,
-            private_key=self._private_key,
+            private_key=self.private_key,
             refuse=self.backbone.update_revocations,
             route_port=lambda: self.backbone.route_port,
             restart=self.restart,
         )
-        self.admin.inviter.on_change = self._announce_on_air
+        self.admin.inviter.on_change = self.appearance.update_on_air
         self.admin.on_drain = self._drain
         self.registry.on_change.append(self._compare_revocations)
 
@@ -314,6 +349,9 @@ class Node:
         async with _at_most(grace_s):
             await self.worker.idle.wait()
             await self.owner.idle.wait()
+        if self.worker.leave():
+            async with _at_most(LAST_STEP_S):
+                await self.worker.idle.wait()
         await self.owner.cancel_all(Draining("the node stopped before the job was done"))
         await self.durable.close()
         await self.service.drain(1.0)
@@ -328,32 +366,6 @@ class Node:
         log.info("node %s has stopped", self.name, extra={"action": "node_stopped"})
 
     # -- what the parts tell each other ---------------------------------------------------------------------------
-
-    def describe(self) -> Presence:
-        self._seq += 1
-        return Presence(
-            node=self.id,
-            name=self.name,
-            version=version_cached(),
-            boot=self.boot,
-            seq=self._seq,
-            state=self.state,
-            zone=self.config.node.zone,
-            always_on=self.always_on,
-            offers=self.worker.offers(),
-            missing={name: entry.missing for name, entry in self.catalogue.entries.items() if entry.missing},
-            box=public_of(self._private_key).hex(),
-            revoked=self.admin.revoked_digest(),
-            trouble=self._trouble(),
-            held=self.durable.mirroring.trouble,
-            resources=self._resources.read(),
-            running=len(self.worker.attempts),
-            waiting=len(self.waiting),
-        )
-
-    def _trouble(self) -> tuple[str, ...]:
-        error = self.backbone.jetstream_error
-        return (f"durable storage is off: {error}",) if error else ()
 
     def _drain(self, drain: bool) -> Drained:
         self.state = "draining" if drain else "up"
@@ -374,24 +386,29 @@ class Node:
         if peer is not None:
             self.admin.saw(node, peer.presence.revoked)
 
-    def _announce_on_air(self) -> None:
-        """What others see of this node by multicast, if it is not what they see already."""
-        resources, offers = self._resources.read(), self.worker.offers()
-        txt = announcement(resources, offers, self._on_air) | self.admin.announced()
-        if txt != self._on_air:
-            self._on_air = txt
-            task = asyncio.create_task(self.backbone.update_txt(txt))
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
+    def _heed_wants(self, node: NodeId, what: str) -> None:
+        peer = self.registry.get(node)
+        self.worker.heed_wants(node, peer.presence.wants if peer is not None else ())
+
+    def _job_waits(self, wanted: OfferKey) -> None:
+        """The first job for this work waits here: nodes where another model is in the way count from now."""
+        if any(standing.offer.blocked for standing in self.registry.standing(*wanted)):
+            self.presence.touch()
 
     def _pool_changed(self) -> None:
         self.worker.recheck_full()
         self.presence.touch()
 
+    def _models_changed(self) -> None:
+        """At once, so that who is told that a model is there finds it in the lists."""
+        self.worker.recheck_full()
+        self.presence.publish()
+
     def _beat(self) -> None:
         self._beats += 1
+        self.pool.heed(*self._memory())
         self.admin.inviter.sweep()
-        self._announce_on_air()
+        self.appearance.update_on_air()
         expires_s = self.member.expires_s if self.member else None
         if expires_s is not None and time.time() > expires_s:
             log.warning("this guest's time is over; it leaves the mesh", extra={"action": "guest_expired"})
@@ -437,15 +454,6 @@ def any_address() -> str:
         probe.bind(("::", 0))
         return "::"
     return "0.0.0.0"
-
-
-_version = ""
-
-
-def version_cached() -> str:
-    global _version
-    _version = _version or version()
-    return _version
 
 
 @contextlib.asynccontextmanager

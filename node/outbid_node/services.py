@@ -27,6 +27,7 @@ from outbid_contracts.messages import (
     Job,
     JobQuery,
     LeaseCheck,
+    SaveCheckpoint,
     Settle,
     Settled,
 )
@@ -34,8 +35,6 @@ from outbid_contracts.requests import (
     JobRequest,
     JobsReply,
     JobsRequest,
-    ModelList,
-    ModelView,
     NodeList,
     NodeView,
     Resume,
@@ -44,12 +43,15 @@ from outbid_contracts.requests import (
 from outbid_contracts.requests import Request as ParsedRequest
 from outbid_contracts.schema import request_schema, result_schema
 from outbid_node.admin import Admin
+from outbid_node.artifacts.assembly import Artifacts
 from outbid_node.catalogue import Catalogue
 from outbid_node.client import Bus
-from outbid_node.delivered import Delivered
+from outbid_node.delivered import Delivered, floor_of
 from outbid_node.durable.assembly import Durable
+from outbid_node.files.service import ModelFiles
 from outbid_node.lookup import Lookup
 from outbid_node.micro import Request, Service, error_headers
+from outbid_node.model_list import model_list
 from outbid_node.owned import OwnedJob
 from outbid_node.owner import Owner
 from outbid_node.registry import Registry
@@ -123,7 +125,7 @@ class FaceEndpoints:
             id=parsed.job or new_job_id(),
             owner=self.me,
             capability=capability.name,
-            params=msgspec.to_builtins(parsed.params),
+            params=msgspec.to_builtins(parsed.params, builtin_types=(bytes,)),
             work=capability.work(parsed.params),
             model=capability.model_of(parsed.params),
             policy=parsed.policy,
@@ -132,7 +134,8 @@ class FaceEndpoints:
             created_ms=time.time_ns() // 1_000_000,
         )
         delivered = Delivered.of(capability, self.bus, job, parsed.resume)
-        owned = self.owner.accept(job, self._teller(reply, request.reply_format), delivered)
+        floor = floor_of(parsed.resume)
+        owned = self.owner.accept(job, self._teller(reply, request.reply_format), delivered, floor)
         assert owned.task is not None
         return await asyncio.shield(owned.task)
 
@@ -167,23 +170,7 @@ class FaceEndpoints:
 
     async def models(self, request: Request) -> None:
         request.read_format()
-        views = [
-            ModelView(
-                model=offer.model,
-                capability=offer.capability,
-                node=peer.presence.node,
-                name=peer.presence.name,
-                warm=offer.warm,
-                default=offer.default,
-                slots=offer.slots,
-                free=offer.free,
-                blocked=offer.blocked,
-            )
-            for peer in self.registry
-            for offer in peer.presence.offers
-            if offer.model is not None
-        ]
-        request.respond(ModelList(models=tuple(sorted(views, key=lambda v: (v.model, v.name, v.capability)))))
+        request.respond(model_list([peer.presence for peer in self.registry]))
 
     async def jobs(self, request: Request) -> None:
         asked = _question(request, JobsRequest)
@@ -202,13 +189,26 @@ class FaceEndpoints:
 class NodeEndpoints:
     """`mesh.node.<id>.<verb>`: what nodes ask of each other. MessagePack both ways."""
 
-    def __init__(self, *, me: NodeId, bus: Bus, owner: Owner, worker: Worker, admin: Admin, durable: Durable) -> None:
+    def __init__(
+        self,
+        *,
+        me: NodeId,
+        bus: Bus,
+        owner: Owner,
+        worker: Worker,
+        admin: Admin,
+        durable: Durable,
+        artifacts: Artifacts,
+        files: ModelFiles,
+    ) -> None:
         self.me = me
         self.bus = bus
         self.owner = owner
         self.worker = worker
         self.admin = admin
         self.durable = durable
+        self.artifacts = artifacts
+        self.files = files
         self.unreadable = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -237,6 +237,8 @@ class NodeEndpoints:
                 return self.worker.award(decode(msg.data, Award))
             case "settle":
                 return self._settle(decode(msg.data, Settle), msg)
+            case "checkpoint":
+                return self.owner.saved(decode(msg.data, SaveCheckpoint))
             case "lease":
                 return self.worker.lease_check(decode(msg.data, LeaseCheck))
             case "cfp":
@@ -252,7 +254,8 @@ class NodeEndpoints:
             case "released":
                 return self._later(self.durable.mirroring.released(decode(msg.data, Released)), msg, verb)
             case _:
-                if (work := self.durable.answers(verb)) is None:
+                parts = (self.durable, self.artifacts, self.files)
+                if (work := next(filter(None, (part.answers(verb) for part in parts)), None)) is None:
                     raise OutbidError(f"unknown verb {verb!r}")
                 return self._later(work(msg), msg, verb)
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-
 from outbid_contracts import subjects
-from outbid_contracts.codec import Format, encode
-from outbid_contracts.errors import ErrorBody, OutbidError, PayloadTooLarge
-from outbid_contracts.events import Chunk, Loading, Progressed
+from outbid_contracts.capability import ModelFile
+from outbid_contracts.codec import encode
+from outbid_contracts.errors import OutbidError
+from outbid_contracts.events import Chunk
 from outbid_contracts.ids import JobId, NodeId, new_bid_id
 from outbid_contracts.messages import (
     Accepted,
@@ -25,24 +24,25 @@ from outbid_contracts.messages import (
     Decline,
     Declined,
     Done,
-    Failed,
-    Job,
     LeaseCheck,
     LeaseState,
     Offer,
     Outcome,
     Proposal,
+    SaveCheckpoint,
     Settle,
-    Settled,
-    Stopped,
 )
 from outbid_contracts.policy import Zone
-from outbid_contracts.runner import Ready, RunDone, RunFailed
+from outbid_contracts.runner import Ready
+from outbid_node.artifacts.inputs import taken_out
+from outbid_node.artifacts.stages import Delivering, Fetching
+from outbid_node.attempt import Attempt
 from outbid_node.catalogue import Catalogue, Entry
-from outbid_node.client import Bus, NoResponders
-from outbid_node.config import PowerSection
+from outbid_node.client import Bus
+from outbid_node.config_sections import PowerSection
 from outbid_node.estimate import energy_price, estimate
-from outbid_node.runners.pool import RunnerPool
+from outbid_node.runners.pool import RunnerPool, Wanted, wanted
+from outbid_node.settling import Settler
 from outbid_node.trace import Trace
 
 log = logging.getLogger(__name__)
@@ -53,96 +53,11 @@ BID_TTL_MS = 5_000
 OWNER_SILENT_S = 6.0
 """An owner that has not asked about its attempts for this long is dead or cut off: its attempts are stopped."""
 
-MAX_MESSAGE_BYTES = 15 * 1024 * 1024
-"""What fits the bus (16 MiB a message) with its headers."""
-
-SETTLE_TRIES = 20
-"""One-second tries to hand a result to its owner before it is dropped (an interactive caller is gone by then)."""
-
-KEEP_DURABLE_S = 3600.0
-"""How long the result of a durable job is offered to an owner that is away."""
-
-DURABLE_TRY_S = 5.0
-"""Its owner acknowledges it once it is on disk. Also the longest pause between two tries."""
-
-
-class Attempt:
-    """One attempt under way: receives what its runner says (the pool's AttemptSink) and passes it on."""
-
-    def __init__(self, worker: Worker, award: Award, entry: Entry, offer: Offer) -> None:
-        job = award.job
-        self.worker = worker
-        self.job = job
-        self.number = award.attempt
-        self.entry = entry
-        self.model = offer.model
-        self.running_beside = max(0, offer.slots - offer.free)
-        self.promised_s = estimate(offer, job.work).finish_s
-        self.was_warm = offer.warm
-        self.started = time.monotonic()
-        self.owner_heard = self.started
-        self.chunks = self.after = award.chunks
-        self.given_back = ""
-        """Why this node stops it by itself, if it does."""
-        self._format = Format.MSGPACK if job.format == Format.MSGPACK else Format.JSON
-
-    @property
-    def key(self) -> str:
-        return f"{self.job.id}/{self.number}"
-
-    @property
-    def can_go_on_elsewhere(self) -> bool:
-        return self.entry.capability.resume == "tokens" and bool(self.job.reply)
-
-    def loading(self, fraction: float | None, note: str) -> None:
-        self._tell(Loading(job=self.job.id, node=self.worker.node, model=self.model, fraction=fraction))
-
-    def chunk(self, data: dict[str, Any], payloads: list[bytes]) -> None:
-        piece = Chunk(job=self.job.id, seq=self.chunks, attempt=self.number, data=data)
-        self._tell(piece)
-        self.chunks += 1
-        if self.job.owner == self.worker.node:
-            self.worker.chunk_here(piece)
-
-    def progress(self, step: int, steps: int, note: str) -> None:
-        self._tell(Progressed(job=self.job.id, step=step, steps=steps, note=note))
-
-    def done(self, message: RunDone, payloads: list[bytes]) -> None:
-        self._learn(message)
-        done = Done(result=message.result, timings=message.timings, chunks=self.chunks, after=self.after)
-        self.worker.end(self, done)
-
-    def failed(self, message: RunFailed) -> None:
-        error = ErrorBody(code=message.code, message=message.message)
-        outcome = Failed(error=error, retry=message.retry, traceback=message.traceback, chunks=self.chunks)
-        self.worker.end(self, outcome)
-
-    def stopped(self) -> None:
-        self.worker.end(self, Stopped(chunks=self.chunks, reason=self.given_back))
-
-    def _tell(self, event: Any) -> None:
-        if not self.job.reply:
-            return
-        data = encode(event, self._format)
-        if len(data) <= MAX_MESSAGE_BYTES:
-            self.worker.bus.post(self.job.reply, data)
-        else:
-            self.worker.end(self, _too_large("a piece of the answer", len(data), self.chunks))
-            self.worker.pool.cancel(self.key)
-
-    def _learn(self, message: RunDone) -> None:
-        speed = self.worker.catalogue.speed(self.entry.capability, self.worker.model_file(self.entry, self.model))
-        speed.learn_job(
-            message,
-            running=self.running_beside,
-            promised_s=self.promised_s if self.was_warm else None,
-            took_s=time.monotonic() - self.started if self.was_warm else None,
-        )
-
 
 class Worker:
-    """This node's part as a contractor. `settle_here` is called instead of the bus when this node owns the job
-    itself, `chunk_here` beside it for each piece sent. `elsewhere` says whether another node could do such work.
+    """This node's part as a contractor. `settle_here` and `save_here` are called instead of the bus when this node owns
+    the job itself, `chunk_here` beside it for each piece sent. `elsewhere` says whether another node could do such
+    work.
     """
 
     def __init__(
@@ -166,19 +81,21 @@ class Worker:
         self.draining = False
         self.trace = Trace("", node, "")
         self.settle_here: Callable[[Settle], bool] = lambda settle: False
+        self.save_here: Callable[[SaveCheckpoint], None] = lambda save: None
         self.chunk_here: Callable[[Chunk], None] = lambda chunk: None
         self.elsewhere: Callable[[str, str | None], bool] = lambda capability, model: True
         self.on_room: Callable[[str, str | None, int], None] = lambda capability, model, free: None
         self.attempts: dict[str, Attempt] = {}
-        self.unsettled: set[str] = set()
-        """Ended attempts whose owner has not taken the result yet."""
+        self.settler = Settler(bus)
+        self.fetching = Fetching()
+        self.delivering = Delivering()
         self.idle = asyncio.Event()
         self.idle.set()
-        self._watts = max(0.0, power.busy_w - power.idle_w)
-        self._usd_per_s = power.usd_per_h / 3600 + energy_price(self._watts, power.usd_per_kwh)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.watts = max(0.0, power.busy_w - power.idle_w)
+        self._usd_per_s = power.usd_per_h / 3600 + energy_price(self.watts, power.usd_per_kwh)
         self._heard: dict[tuple[str, str | None], Ready] = {}
         self._full: set[tuple[str, str | None]] = set()
+        self._wants: dict[NodeId, tuple[tuple[str, str | None], ...]] = {}
 
     # -- offers and bids ------------------------------------------------------------------------------------------
 
@@ -222,18 +139,24 @@ class Worker:
             model=model,
             warm=room.warm,
             slots=room.slots,
-            free=self._free(room.free),
+            free=self._free(room.free - self.fetching.slots(entry.capability.runner, model)),
             load_s=speed.load_s,
             fixed_s=speed.fixed_s,
             rates=dict(speed.rates),
             crowding=speed.crowding,
             spread=speed.spread,
-            watts=self._watts,
+            watts=self.watts,
             usd_per_s=self._usd_per_s,
             default=default is None or default.name == model,
             blocked=room.blocked,
             waiting_helps=room.temporary,
+            size_mib=round(file.size_mib, 1) if file else 0.0,
+            device=_device(room.ready or self._heard.get((entry.capability.name, model))),
         )
+
+    def device_of(self, entry: Entry, model: str | None) -> str:
+        """The kind of device that its runner runs on now."""
+        return _device(self.pool.room(entry.capability, self.model_file(entry, model)).ready)
 
     def _free(self, free: int) -> int:
         if self.draining:
@@ -275,7 +198,7 @@ class Worker:
             self.attempts[attempt.key] = attempt
             self.idle.clear()
             self._note_start(attempt, offer)
-            self.pool.run(entry.capability, file, dict(entry.settings), attempt.key, job.params, attempt)
+            self._begin(attempt, file)
         except OutbidError as error:
             self._forget(f"{job.id}/{award.attempt}")
             return Declined(node=self.node, code=error.code, reason=error.message)
@@ -283,6 +206,21 @@ class Worker:
         if free <= 0:
             self._full.add((offer.capability, offer.model))
         return Accepted(node=self.node, free=free)
+
+    def _begin(self, attempt: Attempt, file: ModelFile | None) -> None:
+        """Give it to its runner, once its inputs are here. Raises Refused, InvalidRequest."""
+        entry = attempt.entry
+        inputs = taken_out(attempt.job.params, entry.capability.inputs)
+        settings = dict(entry.settings)
+
+        def run(fetched: dict[str, bytes]) -> None:
+            files = inputs.files | fetched | attempt.files
+            self.pool.run(entry.capability, file, settings, attempt.key, inputs.params, attempt, files)
+
+        if inputs.wanted:
+            self.fetching.begin(attempt, inputs.wanted, run)
+        else:
+            run({})
 
     def _note_start(self, attempt: Attempt, offer: Offer) -> None:
         if self.trace.on:
@@ -301,12 +239,19 @@ class Worker:
         """An older attempt at the same job is void, whoever awarded it: its owner may be gone."""
         for older in list(self.attempts.values()):
             if older.job.id == award.job.id and older.number < award.attempt:
-                self.pool.cancel(older.key)
+                self._stop(older)
+        self.delivering.supersede(award.job.id, award.attempt)
 
     def cancel(self, message: CancelAttempt) -> None:
         key = f"{message.job}/{message.attempt}"
         if key in self.attempts:
-            self.pool.cancel(key)
+            self._stop(self.attempts[key])
+        else:
+            self.delivering.cancel(key)
+
+    def _stop(self, attempt: Attempt, *, save: bool = False) -> None:
+        if not self.fetching.cancel(attempt.key):
+            self.pool.cancel(attempt.key, save=save)
 
     def lease_check(self, check: LeaseCheck) -> LeaseState:
         """Say which of the owner's attempts are not running here; being asked shows that the owner lives."""
@@ -316,7 +261,7 @@ class Worker:
             attempt = self.attempts.get(f"{job}/{number}")
             if attempt is not None:
                 attempt.owner_heard = now
-            elif f"{job}/{number}" not in self.unsettled:
+            elif f"{job}/{number}" not in self.settler.unsettled:
                 unknown.append((job, number))
         return LeaseState(node=self.node, unknown=tuple(unknown))
 
@@ -331,30 +276,58 @@ class Worker:
             if now - attempt.owner_heard > OWNER_SILENT_S:
                 log.warning("owner of %s is silent, stopping it", attempt.key, extra={"action": "orphan_stopped"})
                 attempt.owner_heard = now
-                self.pool.cancel(attempt.key)
+                self._stop(attempt)
 
-    def end(self, attempt: Attempt, outcome: Outcome) -> None:
-        """The runner is through with this attempt: free the slot, then tell the owner."""
-        if not self._forget(attempt.key):
+    def end(self, attempt: Attempt, outcome: Outcome, payloads: Sequence[bytes] = ()) -> None:
+        """The runner is through with this attempt: its slot is free; the owner is told once its files are on disk."""
+        if attempt.key not in self.attempts:
             return
+        if isinstance(outcome, Done) and attempt.entry.capability.artifacts is not None:
+            self.settler.unsettled.add(attempt.key)
+            self.delivering.begin(attempt, outcome, payloads, self._settle)
+        self._forget(attempt.key)
         if self.trace.on:
             outcome_kind = outcome.__struct_config__.tag
             self.trace.note("stopped", job=attempt.job.id, attempt=attempt.number, outcome=outcome_kind)
-        capability = attempt.entry.capability
-        free = self.pool.room(capability, self.model_file(attempt.entry, attempt.model)).free
-        settle = Settle(job=attempt.job.id, attempt=attempt.number, node=self.node, outcome=outcome, free=free)
+        if attempt.key not in self.settler.unsettled:
+            self._settle(attempt, outcome)
+        self.room_changed(attempt.entry.capability.name, attempt.model, self._room_of(attempt))
+
+    def _settle(self, attempt: Attempt, outcome: Outcome) -> None:
+        settle = Settle(
+            job=attempt.job.id,
+            attempt=attempt.number,
+            node=self.node,
+            outcome=outcome,
+            free=self._room_of(attempt),
+        )
         if attempt.job.owner == self.node:
+            self.settler.unsettled.discard(attempt.key)
             self.settle_here(settle)
         else:
-            self.unsettled.add(attempt.key)  # now: a lease check may come before the task's first step
-            self._spawn(self._settle(attempt.job, _fitting(settle)))
-        self.room_changed(capability.name, attempt.model, free)
+            self.settler.begin(attempt.job, settle)
+        self._look_idle()
 
-    def _forget(self, key: str) -> bool:
-        known = self.attempts.pop(key, None) is not None
-        if not self.attempts:
+    def _room_of(self, attempt: Attempt) -> int:
+        """Free slots for more of its kind."""
+        capability = attempt.entry.capability
+        room = self.pool.room(capability, self.model_file(attempt.entry, attempt.model))
+        return room.free - self.fetching.slots(capability.runner, attempt.model)
+
+    def save(self, owner: NodeId, save: SaveCheckpoint) -> None:
+        """Before the settlement of its attempt, and on the same way, so that it comes first."""
+        if owner == self.node:
+            self.save_here(save)
+        else:
+            self.bus.post(subjects.node(owner, "checkpoint"), encode(save))
+
+    def _forget(self, key: str) -> None:
+        self.attempts.pop(key, None)
+        self._look_idle()
+
+    def _look_idle(self) -> None:
+        if not self.attempts and not self.delivering:
             self.idle.set()
-        return known
 
     def room_changed(self, capability: str, model: str | None, free: int) -> None:
         """A slot became free; if there was none before, say so on the mesh."""
@@ -369,10 +342,27 @@ class Worker:
             free = self.pool.room(entry.capability, self.model_file(entry, model)).free
             self.room_changed(capability, model, free)
 
+    def heed_wants(self, node: NodeId, wants: tuple[tuple[str, str | None], ...]) -> None:
+        """For what the jobs of that owner wait now; empty if it is gone."""
+        if self._wants.get(node, ()) == wants:
+            return
+        self._wants[node] = wants
+        if not wants:
+            del self._wants[node]
+        wanted = (self._wanted(*want) for want in sorted(set().union(*self._wants.values()), key=str))
+        self.pool.want([want for want in wanted if want is not None])
+
+    def _wanted(self, capability: str, model: str | None) -> Wanted | None:
+        try:
+            entry, file = self.catalogue.find(capability, model)
+        except OutbidError:
+            return None
+        return wanted(entry.capability, file, self.catalogue.speed(entry.capability, file).load_s)
+
     # -- draining -------------------------------------------------------------------------------------------------
 
     def drain(self) -> tuple[list[JobId], list[JobId]]:
-        """Take no new work, and give back the streams that another node can go on with. Returns the jobs that are
+        """Take no new work, and give back the jobs that another node can go on with. Returns the jobs that are
         finished here, and those given back.
         """
         self.draining = True
@@ -380,12 +370,27 @@ class Worker:
         handed_over: list[JobId] = []
         for attempt in list(self.attempts.values()):
             if attempt.can_go_on_elsewhere and self.elsewhere(attempt.job.capability, attempt.model):
-                attempt.given_back = "the node drains"
-                self.pool.cancel(attempt.key)
+                self._give_back(attempt, "the node drains")
                 handed_over.append(attempt.job.id)
             else:
                 finished_here.append(attempt.job.id)
         return finished_here, handed_over
+
+    def leave(self) -> bool:
+        """The node stops and waits no longer: jobs that outlive it give a last checkpoint. False if there are none."""
+        outliving = [
+            attempt
+            for attempt in self.attempts.values()
+            if attempt.entry.capability.resume == "checkpoint"
+            and (attempt.job.durable or attempt.job.owner != self.node)
+        ]
+        for attempt in outliving:
+            self._give_back(attempt, "the node stopped")
+        return bool(outliving)
+
+    def _give_back(self, attempt: Attempt, why: str) -> None:
+        attempt.given_back = why
+        self._stop(attempt, save=True)
 
     def undrain(self) -> None:
         """Take work again; what waits hears of it by this node's next presence."""
@@ -394,66 +399,11 @@ class Worker:
 
     async def stop(self, timeout_s: float) -> None:
         """Wait for the last settlements to be delivered."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout_s)
-
-    async def _settle(self, job: Job, settle: Settle) -> None:
-        key = f"{settle.job}/{settle.attempt}"
-        self.unsettled.add(key)
-        try:
-            if not await (self._settle_durable(job, settle) if job.durable else self._settle_soon(job, settle)):
-                log.warning("owner of %s never took its result", settle.job, extra={"action": "settle_dropped"})
-        finally:
-            self.unsettled.discard(key)
-
-    async def _settle_soon(self, job: Job, settle: Settle) -> bool:
-        for _ in range(SETTLE_TRIES):
-            if await self._offer_result(job.owner, settle, timeout_s=1.0):
-                return True
-            await asyncio.sleep(0.5)
-        return False
-
-    async def _settle_durable(self, job: Job, settle: Settle) -> bool:
-        until, pause_s = time.monotonic() + KEEP_DURABLE_S, 0.25
-        while time.monotonic() < until:
-            if await self._offer_result(job.owner, settle, timeout_s=DURABLE_TRY_S):
-                return True
-            await asyncio.sleep(pause_s)
-            pause_s = min(DURABLE_TRY_S, 1.5 * pause_s)
-        return False
-
-    async def _offer_result(self, owner: NodeId, settle: Settle, *, timeout_s: float) -> bool:
-        """False: ask again, the owner does not answer or cannot take it now."""
-        try:
-            reply: Settled = await self.bus.call(subjects.node(owner, "settle"), settle, Settled, timeout_s=timeout_s)
-        except (NoResponders, TimeoutError):
-            return False
-        except OutbidError as error:
-            log.warning("settling %s: %s", settle.job, error, extra={"action": "settle_refused"})
-            return error.status < 500
-        if not reply.accepted:
-            log.info("stale result of %s was refused", settle.job, extra={"action": "settle_stale"})
-        return True
+        await self.delivering.stop(timeout_s)
+        await self.settler.stop(timeout_s)
 
     def _declined(self, offer: Offer, code: str, reason: str, temporary: bool) -> Declined:
         return Declined(node=self.node, code=code, reason=reason, free=max(0, offer.free), temporary=temporary)
-
-    def _spawn(self, coroutine: Any) -> None:
-        task = asyncio.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
-def _fitting(settle: Settle) -> Settle:
-    size = len(encode(settle))
-    if size <= MAX_MESSAGE_BYTES:
-        return settle
-    return msgspec.structs.replace(settle, outcome=_too_large("the result", size, settle.outcome.chunks))
-
-
-def _too_large(what: str, size: int, chunks: int) -> Failed:
-    message = f"{what} has {size / 2**20:.1f} MiB; a message may have {MAX_MESSAGE_BYTES // 2**20}"
-    return Failed(error=PayloadTooLarge(message).body(), retry=False, chunks=chunks)
 
 
 def make_bid(
@@ -477,6 +427,11 @@ def make_bid(
         standing=standing,
         why=why,
     )
+
+
+def _device(ready: Ready | None) -> str:
+    """As its runner said, without the number of the card."""
+    return str(ready.info.get("device", "")).partition(":")[0] if ready else ""
 
 
 def explain_offer(offer: Offer, source: str) -> str:

@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from outbid_contracts.capability import Capability
 from outbid_contracts.errors import InvalidConfig
-from outbid_node import config
+from outbid_node import config, config_sections
 from outbid_node.config import Effective, Given, keys, load, sections, variable
 from outbid_node.config_values import allowed, describe, from_text
 
@@ -201,7 +201,7 @@ UNKNOWN = [
     ("[bus]\nxyz = 2", r"there is no key bus\.xyz; \[bus\] has nats_context, port, route_port"),
     ("[toy]\nthread = 2", r"there is no key toy\.thread; did you mean toy\.threads\?"),
     ("[limit]\nmax_attempts = 2", r"there is no section \[limit\]; did you mean \[limits\]\?"),
-    ("[image]\nsteps = 2", r"no section \[image\]; no installed capability .* sections are bus, durable, "),
+    ("[image]\nsteps = 2", r"no section \[image\]; no installed capability .* sections are artifacts, bus, durable, "),
     ('zone = "lan"', r"zone stands outside any section; did you mean zone under \[node\]\?"),
     ("xyz = 1", r"xyz stands outside any section"),
     ("node = 1", r"node must be a section, \[node\], not a value"),
@@ -268,7 +268,7 @@ def test_a_variable_that_resembles_ours_is_warned_about(tmp_path: Path) -> None:
     [
         ({"bus.prot": "1"}, r"there is no key bus\.prot; did you mean bus\.port\? \(--set bus\.prot\)"),
         ({"port": "1"}, r"'port' is not a key; write section\.key"),
-        ({"lim.x": "1"}, r"there is no key lim\.x; sections are bus"),
+        ({"lim.x": "1"}, r"there is no key lim\.x; sections are artifacts, bus"),
         ({"bus.port": Given("0", "--port")}, r"bus\.port cannot be '0' \(--port\); allowed: a whole number from 1"),
     ],
 )
@@ -288,7 +288,7 @@ def test_a_settings_key_without_a_default_is_asked_for(tmp_path: Path) -> None:
 # -- text becomes a value --------------------------------------------------------------------------------------------
 
 ITEM = st.text("abcxyz019:./-", min_size=1)
-PORT = config.AutoPort
+PORT = config_sections.AutoPort
 
 
 @given(st.integers(1, 65535))
@@ -355,21 +355,21 @@ def test_every_key_says_what_it_may_hold_and_what_it_means() -> None:
 def test_the_host_name_makes_a_good_name(monkeypatch: pytest.MonkeyPatch, host: str, name: str) -> None:
     monkeypatch.setattr("platform.node", lambda: host)
 
-    assert config.default_name() == name
+    assert config_sections.default_name() == name
 
 
 @given(st.text())
 def test_any_host_name_makes_a_name_that_is_allowed(text: str) -> None:
-    made = config._plain_name(text, "node")
+    made = config_sections._plain_name(text, "node")
 
-    assert msgspec.convert({"name": made}, config.NodeSection).name == made
+    assert msgspec.convert({"name": made}, config_sections.NodeSection).name == made
 
 
 def test_users_of_one_machine_have_different_meshes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("getpass.getuser", lambda: "anna")
-    assert config.default_mesh() == "anna"
+    assert config_sections.default_mesh() == "anna"
     monkeypatch.setattr("getpass.getuser", lambda: "bob")
-    assert config.default_mesh() == "bob"
+    assert config_sections.default_mesh() == "bob"
 
 
 def test_a_user_without_a_name_has_a_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,16 +378,16 @@ def test_a_user_without_a_name_has_a_mesh(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr("getpass.getuser", nameless)
 
-    assert msgspec.convert({"name": config.default_mesh()}, config.MeshSection)
+    assert msgspec.convert({"name": config_sections.default_mesh()}, config_sections.MeshSection)
 
 
 def test_the_guessed_watts_are_those_of_the_machines_they_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
     for machine, cores, idle, busy in (("aarch64", 4, 3.5, 11.0), ("x86_64", 16, 34.0, 127.0)):
         monkeypatch.setattr("platform.machine", lambda machine=machine: machine)
         monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
-        assert (config.default_idle_w(), config.default_busy_w()) == (idle, busy)
+        assert (config_sections.default_idle_w(), config_sections.default_busy_w()) == (idle, busy)
 
 
 def test_memory_is_seventy_per_cent_unless_said() -> None:
-    assert config.LimitsSection().memory_budget_mib(1000) == 700
-    assert config.LimitsSection(memory_mib=123).memory_budget_mib(1000) == 123
+    assert config_sections.LimitsSection().memory_budget_mib(1000) == 700
+    assert config_sections.LimitsSection(memory_mib=123).memory_budget_mib(1000) == 123

@@ -12,6 +12,7 @@ import pytest
 from outbid_contracts.capability import ModelFile
 from outbid_contracts.doctor import Checkup, Finding, OnAir, Seen, Vitals
 from outbid_contracts.ids import NodeId
+from outbid_node.bus.config_text import MAX_FILE_MIB
 from outbid_node.config import Config
 from outbid_node.doctor import cli, judge_machine, judge_mesh, judge_node, show, words
 from outbid_node.doctor.examine import examine
@@ -257,7 +258,7 @@ def test_durable_jobs_need_jetstream_in_this_nodes_domain_with_synced_writes(
 
 def test_jetstreams_own_answer_is_read_and_an_account_without_a_limit_has_the_servers() -> None:
     said = {"domain": ME, "storage": 2 * 2**20, "streams": 3, "limits": {"max_storage": -1}}
-    assert read_store(said) == Store(domain=ME, used_mib=2.0, limit_mib=4096, streams=3)
+    assert read_store(said) == Store(domain=ME, used_mib=2.0, limit_mib=MAX_FILE_MIB, streams=3)
     assert read_store(said | {"limits": {"max_storage": 2**30}}).limit_mib == 1024
 
 

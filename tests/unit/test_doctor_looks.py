@@ -15,7 +15,8 @@ import msgspec
 import pytest
 
 from outbid_node import declarations
-from outbid_node.config import DurableSection, load
+from outbid_node.config import load
+from outbid_node.config_sections import DurableSection
 from outbid_node.doctor import cli, gather, in_force, judge_machine, look_machine
 from outbid_node.doctor.facts import Program
 from outbid_node.doctor.look_folder import look_at_folder, time_writes

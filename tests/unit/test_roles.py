@@ -29,10 +29,32 @@ WORK = {
     subjects.capability("audio.speech.fast"),
     subjects.jobs("cancel"),
     *(subjects.jobs(verb) for verb in ("submit", "result", "watch", "retry")),
+    *(subjects.artifacts(verb) for verb in ("find", "read")),
 }
 ADMIN = {"mesh.admin.drain", "mesh.admin.creds.revoke"}
+STORED = "OBJ_ARTIFACTS_7k2f9qzt"
+META = "$O.ARTIFACTS_7k2f9qzt.M.amFu"
+OBJECTS = {
+    f"$JS.{where}API.{verb}"
+    for where in ("", "7k2f9qzt.")
+    for verb in (
+        "INFO",
+        "STREAM.NAMES",
+        "STREAM.LIST",
+        f"STREAM.INFO.{STORED}",
+        f"STREAM.MSG.GET.{STORED}",
+        f"DIRECT.GET.{STORED}",
+        f"DIRECT.GET.{STORED}.{META}",
+        f"CONSUMER.CREATE.{STORED}",
+        f"CONSUMER.CREATE.{STORED}.abc.{META}",
+        f"CONSUMER.INFO.{STORED}.abc",
+        f"CONSUMER.DELETE.{STORED}.abc",
+    )
+} | {f"$JS.FC.{STORED}.abc.1"}
+"""What `nats object ls | info | get` asks for."""
 BETWEEN_NODES = {
     *(subjects.node(NODE, verb) for verb in ("cfp", "award", "settle", "lease", "cancel", "jobs")),
+    *(subjects.node(NODE, verb) for verb in ("artifact", "artifacts", "read")),
     subjects.presence(NODE),
     subjects.HELLO,
     "mesh.suspect",
@@ -41,8 +63,16 @@ BETWEEN_NODES = {
     subjects.events(NODE, JOB),
     "_INBOX.abc.1",
     f"_INBOX_{ME}.x",
-    "$JS.API.INFO",
-    "$JS.7k2f9qzt.API.STREAM.DELETE.JOBS_7k2f9qzt",
+    *(
+        f"$JS.7k2f9qzt.API.{verb}.{STORED}"
+        for verb in ("STREAM.CREATE", "STREAM.UPDATE", "STREAM.DELETE", "STREAM.PURGE", "STREAM.MSG.DELETE")
+    ),
+    f"$JS.API.CONSUMER.DURABLE.CREATE.{STORED}.abc",
+    f"$JS.API.CONSUMER.MSG.NEXT.{STORED}.abc",
+    "$JS.API.STREAM.RESTORE.x",
+    "$JS.ACK.x.1.1.1.1.1",
+    "$JS.7k2f9qzt.API.$O.ARTIFACTS_7k2f9qzt.C.x",
+    META,
     "$KV.JOBS_7k2f9qzt.01k3m2v7x0",
     "$O.ARTIFACTS_7k2f9qzt.C.x",
     "anything.else",
@@ -50,10 +80,10 @@ BETWEEN_NODES = {
 PUBLISH = {
     "viewer": READ,
     "submitter": READ | WORK,
-    "admin": READ | WORK | ADMIN,
-    "node": READ | WORK | ADMIN | BETWEEN_NODES,
+    "admin": READ | WORK | ADMIN | OBJECTS,
+    "node": READ | WORK | ADMIN | OBJECTS | BETWEEN_NODES,
 }
-EVERYTHING = READ | WORK | ADMIN | BETWEEN_NODES
+EVERYTHING = READ | WORK | ADMIN | OBJECTS | BETWEEN_NODES
 
 HEAR = {f"_INBOX_{ME}.abc.1", subjects.presence(NODE), subjects.PRESENCE_ALL, subjects.job_event(JOB)}
 NOT_HEAR = {
@@ -107,14 +137,24 @@ def test_a_node_hears_everything() -> None:
 def test_every_subject_that_subjects_py_can_make_was_tried() -> None:
     """A new function there wants a decision here."""
     functions = {name for name, made in inspect.getmembers(subjects, inspect.isfunction) if not name.startswith("_")}
-    assert functions <= {"capability", "jobs", "node", "presence", "capacity", "job_event", "events", "admin"}
+    assert functions <= {
+        "capability",
+        "jobs",
+        "artifacts",
+        "node",
+        "presence",
+        "capacity",
+        "job_event",
+        "events",
+        "admin",
+    }
     constants = {value for name, value in vars(subjects).items() if name.isupper() and isinstance(value, str)}
     assert {subject for subject in constants if subject.startswith("mesh.")} <= EVERYTHING | HEAR | NOT_HEAR
 
 
 def test_no_first_word_is_left_open_by_the_wildcards_for_capabilities() -> None:
     """`mesh.*.*` would cover a subject between nodes whose first word nobody thought of."""
-    for word in subjects.RESERVED - {"nodes", "models", "jobs"}:
+    for word in subjects.RESERVED - {"nodes", "models", "jobs", "artifacts"}:
         for rest in ("x", "x.y"):
             assert not allows(ROLES["submitter"].publish, f"mesh.{word}.{rest}")
             assert allows(ROLES["admin"].publish, f"mesh.{word}.{rest}") == (word == "admin")

@@ -22,9 +22,9 @@ from outbid_contracts.errors import InvalidRequest, OutbidError
 from outbid_contracts.messages import Message
 from outbid_contracts.places import NODE_FILE, LocalNode, state_dir
 from outbid_contracts.roles import ROLES, inbox_prefix
-from outbid_node.app import version
+from outbid_node.appearance import version
 from outbid_node.client import Bus
-from outbid_node.config import default_mesh, default_name
+from outbid_node.config_sections import default_mesh, default_name
 from outbid_node.home import Home
 from outbid_node.identity import jwt
 from outbid_node.identity.keyring import Keyring

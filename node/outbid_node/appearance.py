@@ -1,0 +1,88 @@
+"""What others see of this node: its presence on the bus, its announcement by multicast, its file for local programs."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib.metadata
+import os
+from typing import TYPE_CHECKING
+
+from outbid_contracts.messages import Presence
+from outbid_contracts.places import LocalNode
+from outbid_node.identity.nats_context import write_context
+from outbid_node.joining.sealed import public_of
+from outbid_node.resources import announcement
+
+if TYPE_CHECKING:
+    from outbid_node.app import Node
+
+
+@functools.cache
+def version() -> str:
+    return importlib.metadata.version("outbid")
+
+
+class Appearance:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._seq = 0
+        self._on_air: dict[str, str] = {}
+        self._background: set[asyncio.Task[None]] = set()
+
+    def presence(self) -> Presence:
+        node = self._node
+        self._seq += 1
+        return Presence(
+            node=node.id,
+            name=node.name,
+            version=version(),
+            boot=node.boot,
+            seq=self._seq,
+            state=node.state,
+            zone=node.config.node.zone,
+            always_on=node.always_on,
+            keeps_artifacts=node.artifacts.for_others,
+            files=node.files.addresses,
+            pulled=node.files.held(),
+            offers=node.worker.offers(),
+            missing={name: entry.missing for name, entry in node.catalogue.entries.items() if entry.missing},
+            box=public_of(node.private_key).hex(),
+            revoked=node.admin.revoked_digest(),
+            trouble=self._trouble(),
+            held=node.durable.mirroring.trouble,
+            resources=node.resources.read(),
+            running=len(node.worker.attempts),
+            waiting=len(node.waiting),
+            wants=node.waiting.wants(),
+        )
+
+    def _trouble(self) -> tuple[str, ...]:
+        error = self._node.backbone.jetstream_error
+        return (f"durable storage is off: {error}",) if error else ()
+
+    def announce(self) -> None:
+        """Tell the programs of this machine where the node is and what to show it."""
+        node = self._node
+        local = LocalNode(
+            node=node.id,
+            name=node.name,
+            url=node.backbone.url,
+            pid=os.getpid(),
+            version=version(),
+            creds=str(node.identity.local_creds),
+        )
+        node.home.announce(local)
+        if node.config.bus.nats_context and node.home.is_usual:
+            write_context(local)
+
+    def update_on_air(self) -> None:
+        """What others see of this node by multicast, if it is not what they see already."""
+        node = self._node
+        resources, offers = node.resources.read(), node.worker.offers()
+        txt = announcement(resources, offers, self._on_air) | node.admin.announced()
+        if txt != self._on_air:
+            self._on_air = txt
+            task = asyncio.create_task(node.backbone.update_txt(txt))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)

@@ -1,0 +1,126 @@
+"""One attempt under way on this node: what its runner says goes to the caller and, at the end, to the worker."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from outbid_contracts.codec import Format, encode
+from outbid_contracts.errors import ErrorBody
+from outbid_contracts.events import Chunk, Loading, Progressed
+from outbid_contracts.messages import Award, Checkpoint, Done, Failed, Offer, SaveCheckpoint, Stopped
+from outbid_contracts.runner import RunDone, RunFailed
+from outbid_node.catalogue import Entry
+from outbid_node.checkpoints import is_sound
+from outbid_node.estimate import estimate
+from outbid_node.settling import MAX_MESSAGE_BYTES, too_large
+
+if TYPE_CHECKING:
+    from outbid_node.worker import Worker
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_BYTES_S = 4 * 2**20
+"""What the checkpoints of one attempt may take of the network. Beyond it some are left out, but never the last one of
+an attempt that is given back.
+"""
+
+
+class Attempt:
+    """One attempt under way: receives what its runner says (the pool's AttemptSink) and passes it on."""
+
+    def __init__(self, worker: Worker, award: Award, entry: Entry, offer: Offer) -> None:
+        job = award.job
+        self.worker = worker
+        self.job = job
+        self.number = award.attempt
+        self.entry = entry
+        self.model = offer.model
+        self.running_beside = max(0, offer.slots - offer.free)
+        self.promised_s = estimate(offer, job.work).finish_s
+        self.was_warm = offer.warm
+        self.started = time.monotonic()
+        self.owner_heard = self.started
+        self.chunks = self.after = award.chunks
+        self.files = {"checkpoint": award.checkpoint.data} if award.checkpoint else {}
+        self._save_again = 0.0
+        self.given_back = ""
+        """Why this node stops it by itself, if it does."""
+        self._format = Format.MSGPACK if job.format == Format.MSGPACK else Format.JSON
+
+    @property
+    def key(self) -> str:
+        return f"{self.job.id}/{self.number}"
+
+    @property
+    def can_go_on_elsewhere(self) -> bool:
+        resume = self.entry.capability.resume
+        return resume == "checkpoint" or (resume == "tokens" and bool(self.job.reply))
+
+    def loading(self, fraction: float | None, note: str) -> None:
+        self._tell(Loading(job=self.job.id, node=self.worker.node, model=self.model, fraction=fraction))
+
+    def chunk(self, data: dict[str, Any], payloads: list[bytes]) -> None:
+        piece = Chunk(job=self.job.id, seq=self.chunks, attempt=self.number, data=data)
+        self._tell(piece)
+        self.chunks += 1
+        if self.job.owner == self.worker.node:
+            self.worker.chunk_here(piece)
+
+    def progress(self, step: int, steps: int, note: str, eta_s: float | None) -> None:
+        self._tell(Progressed(job=self.job.id, step=step, steps=steps, note=note, eta_s=eta_s))
+
+    def checkpoint(self, step: int, steps: int, data: bytes) -> None:
+        now = time.monotonic()
+        if now < self._save_again and not self.given_back:
+            return
+        self._save_again = now + len(data) / CHECKPOINT_BYTES_S
+        device = self.worker.device_of(self.entry, self.model)
+        checkpoint = Checkpoint(step=step, steps=steps, data=data, model=self.model, device=device)
+        if is_sound(checkpoint):
+            save = SaveCheckpoint(job=self.job.id, attempt=self.number, node=self.worker.node, checkpoint=checkpoint)
+            self.worker.save(self.job.owner, save)
+        else:
+            told = f"{self.key}: a checkpoint of {len(data) / 2**20:.1f} MiB after step {step} of {steps} is not kept"
+            log.info(told, extra={"action": "checkpoint_refused"})
+
+    def done(self, message: RunDone, payloads: list[bytes]) -> None:
+        self._learn(message)
+        result = self._with_joules(message.result)
+        done = Done(result=result, timings=message.timings, chunks=self.chunks, after=self.after)
+        self.worker.end(self, done, payloads)
+
+    def _with_joules(self, result: dict[str, Any]) -> dict[str, Any]:
+        """What it took, by the watts in the configuration, where the result has a place for it and nobody measured."""
+        if "joules" not in self.entry.capability.result.__struct_fields__ or result.get("joules") is not None:
+            return result
+        seconds = result.get("seconds") or time.monotonic() - self.started
+        return result | {"joules": round(self.worker.watts * seconds, 3)}
+
+    def failed(self, message: RunFailed) -> None:
+        error = ErrorBody(code=message.code, message=message.message)
+        outcome = Failed(error=error, retry=message.retry, traceback=message.traceback, chunks=self.chunks)
+        self.worker.end(self, outcome)
+
+    def stopped(self) -> None:
+        self.worker.end(self, Stopped(chunks=self.chunks, reason=self.given_back))
+
+    def _tell(self, event: Any) -> None:
+        if not self.job.reply:
+            return
+        data = encode(event, self._format)
+        if len(data) <= MAX_MESSAGE_BYTES:
+            self.worker.bus.post(self.job.reply, data)
+        else:
+            self.worker.end(self, too_large("a piece of the answer", len(data), self.chunks))
+            self.worker.pool.cancel(self.key)
+
+    def _learn(self, message: RunDone) -> None:
+        speed = self.worker.catalogue.speed(self.entry.capability, self.worker.model_file(self.entry, self.model))
+        speed.learn_job(
+            message,
+            running=self.running_beside,
+            promised_s=self.promised_s if self.was_warm else None,
+            took_s=time.monotonic() - self.started if self.was_warm else None,
+        )
