@@ -7,11 +7,26 @@ async with Mesh() as mesh:
         print(chunk.text, end="")
 """
 
+from outbid.artifacts import Artifact
 from outbid.chat import ChatStream, Reply
+from outbid.images import Drawing, Picture, Pictures, Step
 from outbid.jobs import Job
 from outbid.mesh import Mesh
 from outbid_contracts.durable import Submission
 from outbid_contracts.errors import OutbidError
 from outbid_contracts.policy import Policy
 
-__all__ = ["ChatStream", "Job", "Mesh", "OutbidError", "Policy", "Reply", "Submission"]
+__all__ = [
+    "Artifact",
+    "ChatStream",
+    "Drawing",
+    "Job",
+    "Mesh",
+    "OutbidError",
+    "Picture",
+    "Pictures",
+    "Policy",
+    "Reply",
+    "Step",
+    "Submission",
+]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from types import TracebackType
 from typing import Any
 
 import msgspec
 
+from outbid.streaming import JobStream
 from outbid_contracts.errors import NodeUnreachable
 from outbid_contracts.events import AttemptLost, Awarded, Chunk, Finished, JobEvent, Loading, Waiting
 from outbid_contracts.ids import JobId, NodeId
@@ -28,7 +28,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int = 1
 
 
-class ChatStream:
+class ChatStream(JobStream[ChatChunk]):
     """Iterate for chunks, or `await stream.reply()` for the whole. Leaving it early cancels the job.
 
     `on_event` sees what happens beside the text (Awarded, Waiting, Loading, AttemptLost). After an AttemptLost with
@@ -43,9 +43,7 @@ class ChatStream:
         cancel: Callable[[JobId], Awaitable[Any]],
         on_event: Callable[[JobEvent], None] | None = None,
     ) -> None:
-        self.job = job
-        self.node: NodeId | None = None
-        self.name: str | None = None
+        super().__init__(job, events, cancel, on_event)
         self.text = ""
         self.restarts = 0
         self.handovers = 0
@@ -53,27 +51,8 @@ class ChatStream:
         self._ahead = ""
         """Handed out, but of pieces that the job's owner had not seen: what comes now should say the same again."""
         self._tokens = 0
-        self._events = events
-        self._cancel = cancel
-        self._on_event = on_event
         self._attempt = 0
         self._reply: Reply | None = None
-        self._ended = False
-
-    def __aiter__(self) -> AsyncIterator[ChatChunk]:
-        return self
-
-    async def __anext__(self) -> ChatChunk:
-        while not self._ended:
-            try:
-                event = await anext(self._events)
-            except BaseException:
-                self._ended = True
-                raise
-            chunk = self._take(event)
-            if chunk is not None:
-                return chunk
-        raise StopAsyncIteration
 
     async def reply(self) -> Reply:
         """The whole answer; reads the rest of the stream first."""
@@ -82,20 +61,6 @@ class ChatStream:
         if self._reply is None:
             raise NodeUnreachable("the stream ended without a result")
         return self._reply
-
-    async def aclose(self) -> None:
-        """Cancel the job if it still runs."""
-        if not self._ended:
-            self._ended = True
-            await self._cancel(self.job)
-
-    async def __aenter__(self) -> ChatStream:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     def _take(self, event: JobEvent) -> ChatChunk | None:
         match event:
@@ -166,7 +131,3 @@ class ChatStream:
         if not result.text.startswith(handed_out) or result.text == handed_out:
             return None
         return ChatChunk(text=result.text[len(handed_out) :], tokens=max(0, tokens))
-
-    def _notify(self, event: JobEvent) -> None:
-        if self._on_event is not None:
-            self._on_event(event)

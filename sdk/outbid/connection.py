@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ LAST_WORD_S = 0.1
 """How long after a connection broke the reason may become known."""
 
 _HEADERS = {"Content-Type": Format.MSGPACK.value}
-_EVERY_NODE = ("mesh.jobs.", "mesh.nodes.", "mesh.models.", "mesh.admin.")
+_EVERY_NODE = ("mesh.jobs.", "mesh.nodes.", "mesh.models.", "mesh.artifacts.", "mesh.admin.")
 """Every node answers these: that nobody does says something about the node, not about what was asked."""
 
 
@@ -205,6 +205,17 @@ class Connection:
                     return
                 yield decode(msg.data, type)
 
+    async def pieces(
+        self, subject: str, message: Any, *, idle_timeout_s: float
+    ) -> AsyncGenerator[tuple[Mapping[str, str], bytes], None]:
+        """One request (bytes go as they are), and its raw replies with their headers, the empty last one too."""
+        async with aclosing(self._exchange(subject, message, idle_timeout_s)) as replies:
+            async for msg in replies:
+                _raise_error(msg, subject)
+                yield msg.headers or {}, msg.data
+                if not msg.data:
+                    return
+
     async def replies(self, subject: str, *, idle_timeout_s: float) -> AsyncGenerator[bytes, None]:
         """What all who hear `subject` answer to an empty request, until nobody did for `idle_timeout_s`."""
         with suppress(NodeUnreachable):
@@ -246,7 +257,7 @@ class Connection:
             exchange.arrived.put_nowait(msg)
 
     async def _send(self, subject: str, message: Any, inbox: str) -> None:
-        data = encode(message)
+        data = message if isinstance(message, bytes) else encode(message)
         try:
             await self._nc.publish(subject, data, reply=inbox, headers=_HEADERS)
         except (ConnectionClosedError, OutboundBufferLimitError) as error:

@@ -70,6 +70,11 @@ class Demo:
         job = self._submit("Name three birds.")
         self.outbid("result", job, "--wait")
 
+        _title(
+            "A picture, drawn step by step on whichever machine bids best, and kept where every machine can fetch it"
+        )
+        self._picture("red apple")
+
         _title("The caller decides what counts. This one wants the answer that takes the least energy")
         self._chat("Name two primary colours.", "--max-tokens", "16", "--policy", "green")
 
@@ -110,6 +115,18 @@ class Demo:
                 shown += len(piece)
         if chat.returncode:
             raise SystemExit(f"the chat ended with exit code {chat.returncode}")
+
+    def _picture(self, prompt: str) -> None:
+        """Draw it, and fetch it again from another machine."""
+        self.outbid("image", prompt, "--seed", "7", "-o", str(self.folder / "apple.png"))
+        job = self._ask("jobs", "--limit", "1")[0]["id"]
+        self.outbid("why", job)
+        self.home, home = next(name for name in MACHINES if name != self.home and self._runs(name)), self.home
+        self.outbid("result", job, "-o", str(self.folder / "again.png"))
+        self.home = home
+
+    def _runs(self, name: str) -> bool:
+        return self.nodes[name].exit_code is None
 
     def _submit(self, prompt: str) -> str:
         """Hand in a durable chat; returns its id."""
@@ -161,7 +178,7 @@ class Demo:
         sys.stdout.flush()
         node.kill()
         if name == self.home:
-            self.home = next(other for other in MACHINES if self.nodes[other].exit_code is None)
+            self.home = next(other for other in MACHINES if self._runs(other))
 
     def _ask(self, *arguments: str) -> Any:
         asked = subprocess.run(

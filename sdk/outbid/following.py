@@ -14,6 +14,7 @@ from typing import Any
 
 from outbid.connection import Connection
 from outbid_contracts import subjects
+from outbid_contracts.codec import encode
 from outbid_contracts.errors import (
     Draining,
     NoBid,
@@ -28,7 +29,7 @@ from outbid_contracts.events import AttemptLost, Awarded, Chunk, Finished, JobEv
 from outbid_contracts.ids import JobId
 from outbid_contracts.messages import JobRecord
 from outbid_contracts.pieces import Pieces
-from outbid_contracts.requests import JobRequest
+from outbid_contracts.requests import MAX_REQUEST_BYTES, JobRequest
 
 REATTACH_S = 30.0
 """How long a stream looks for a node that goes on with it: a daemon that restarts is back within seconds."""
@@ -100,6 +101,8 @@ class Following:
         if not self.reattached:
             return {}
         has = {"chunks": self._pieces.data, "attempt": self._pieces.attempt, "model": self._model}
+        if len(encode(self._message | has)) > MAX_REQUEST_BYTES:  # previews of large pictures: it starts again
+            del has["chunks"]
         return {"resume": {key: value for key, value in has.items() if value}}
 
     def _is_news(self, event: JobEvent) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from outbid.images import Pictures
 from outbid.patience import ANSWER_S, AWAY, Patience, insist
 from outbid_contracts import subjects
 from outbid_contracts.codec import encode
@@ -97,6 +98,10 @@ class Job:
             except (*AWAY, UnknownJob) as error:
                 await self._bear(error, patience, deadline)
 
+    async def pictures(self, timeout_s: float | None = None) -> Pictures:
+        """The result of an image job. Raises what `result` raises; InvalidRequest if it is another kind of job."""
+        return Pictures(self._mesh, await self.result(timeout_s))
+
     async def watch(self) -> AsyncGenerator[JobEvent, None]:
         """Every event from the beginning (as far as they are kept), then as they happen; the last is Finished, with the
         result, or Ended. Where the stream breaks it is taken up again, without what has been seen.
@@ -127,7 +132,7 @@ class Job:
 
     async def retry(self) -> Job:
         """Run it again, if it failed or was cancelled: a new job, the same one however often this is asked."""
-        again: Submitted = await insist(self._mesh, "retry", RetryRequest(job=self.id), Submitted)
+        again: Submitted = await insist(self._mesh, subjects.jobs("retry"), RetryRequest(job=self.id), Submitted)
         return Job(self._mesh, again.job, again)
 
     async def _result_within(self, wait_s: float) -> dict[str, Any]:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import Any
 
 import msgspec
 
+from outbid.artifacts import Artifact, artifact, artifacts_of
 from outbid.chat import ChatStream
 from outbid.connection import AccessRefused, Connection, local_node
 from outbid.following import Following
+from outbid.images import Drawing, PictureSource, sources
 from outbid.jobs import Job
+from outbid.models import pull, remove, whole_path
 from outbid.submitting import submission, submit
 from outbid_contracts import subjects
 from outbid_contracts.durable import Priority, Submission
 from outbid_contracts.errors import NodeUnreachable
 from outbid_contracts.events import JobEvent
+from outbid_contracts.files import PullEvent, PullRequest, Removed
 from outbid_contracts.ids import JobId, NodeId, new_job_id
+from outbid_contracts.images import ANIMATE, EDIT, GENERATE
 from outbid_contracts.llm import CHAT
 from outbid_contracts.messages import JobRecord, JobState
 from outbid_contracts.policy import Goal, Policy
@@ -126,6 +131,73 @@ class Mesh:
         events = self.stream(CHAT, asked | params, policy=policy, job=id)
         return ChatStream(id, events, self.cancel, on_event)
 
+    def image(
+        self,
+        prompt: str,
+        *,
+        policy: Policy | Goal | None = None,
+        job: str | None = None,
+        on_event: Callable[[JobEvent], None] | None = None,
+        **params: Any,
+    ) -> Drawing:
+        """Draw: iterate over the result for steps and previews, or `await mesh.image(…).result()` for the pictures.
+
+        `params` are those of `ImageParams`: model, width, height, steps, guidance, seed, n, negative_prompt, scheduler,
+        loras, format, metadata, quality, preview_every, checkpoint_every.
+        """
+        return self._draw(GENERATE, {"prompt": prompt, **params}, policy, job, on_event)
+
+    def edit(
+        self,
+        image: PictureSource,
+        prompt: str,
+        *,
+        mask: PictureSource | None = None,
+        policy: Policy | Goal | None = None,
+        job: str | None = None,
+        on_event: Callable[[JobEvent], None] | None = None,
+        **params: Any,
+    ) -> Drawing:
+        """Draw on from a picture; `mask` is white where it is to change. `params`: `strength`, and those of `image`.
+
+        A picture is the content of a file, its path, an artifact or the id of one. Raises PayloadTooLarge, OSError.
+        """
+        asked = {"prompt": prompt, **sources(image=image, mask=mask), **params}
+        return self._draw(EDIT, asked, policy, job, on_event)
+
+    def animate(
+        self,
+        prompt: str,
+        *,
+        policy: Policy | Goal | None = None,
+        job: str | None = None,
+        on_event: Callable[[JobEvent], None] | None = None,
+        **params: Any,
+    ) -> Drawing:
+        """A short film, as the one picture of the result. `params` are those of `AnimateParams`: frames, fps, loop,
+        prompt_to, format (gif, webp, mp4), and those of `image` but `n`.
+        """
+        return self._draw(ANIMATE, {"prompt": prompt, **params}, policy, job, on_event)
+
+    def _draw(
+        self,
+        capability: str,
+        params: Mapping[str, Any],
+        policy: Policy | Goal | None,
+        job: str | None,
+        on_event: Callable[[JobEvent], None] | None,
+    ) -> Drawing:
+        id = JobId(job) if job else new_job_id()
+        return Drawing(self, id, self.stream(capability, params, policy=policy, job=id), self.cancel, on_event)
+
+    async def artifact(self, id: str) -> Artifact:
+        """A file that a job made, by its id. Raises UnknownArtifact."""
+        return await artifact(self, id)
+
+    async def artifacts(self, job: str | None = None) -> list[Artifact]:
+        """The files that a job made, in order; without a job, the newest of all."""
+        return await artifacts_of(self, job)
+
     async def run(
         self,
         capability: str,
@@ -213,8 +285,38 @@ class Mesh:
         return list(reply.nodes)
 
     async def models(self) -> list[ModelView]:
+        return list((await self.model_list()).models)
+
+    async def model_list(self) -> ModelList:
+        """The models that are offered, and those that were pulled without being offered, or are being pulled."""
         reply: ModelList = await self._ask(subjects.MODELS, None, ModelList)
-        return list(reply.models)
+        return reply
+
+    def pull(
+        self,
+        source: str,
+        *,
+        name: str = "",
+        on: str | None = None,
+        sha256: str = "",
+        variant: str = "",
+        mesh_first: bool = True,
+        cancel: bool = False,
+    ) -> AsyncGenerator[PullEvent, None]:
+        """Fetch a model to this machine's node, or to the one called `on`: iterate to the end for how far it is.
+
+        `source` is hf:org/name[@revision][:file], file:/path or https://…; `variant` is for diffusers repositories.
+        The node goes on when nobody reads any more; `cancel` ends that and throws away what came. Raises
+        InvalidRequest, PullFailed, ChecksumMismatch, NoSpace.
+        """
+        request = PullRequest(
+            source=whole_path(source), name=name, sha256=sha256, variant=variant, mesh=mesh_first, cancel=cancel
+        )
+        return pull(self, request, on)
+
+    async def remove_model(self, model: str, *, on: str | None = None) -> Removed:
+        """Delete a model that was pulled. Raises UnknownModel, InvalidRequest while it is in use."""
+        return await remove(self, model, on)
 
     async def jobs(self, *, limit: int = 50, state: JobState | None = None) -> JobsReply:
         """Recent jobs of every node, the newest first."""

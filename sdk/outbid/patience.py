@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from outbid_contracts import subjects
 from outbid_contracts.durable import SubmitRequest
 from outbid_contracts.errors import Draining, NodeUnreachable, NoNode, OutbidError
 
@@ -44,13 +43,13 @@ class Patience:
         self._pause_s = min(1.0, self._pause_s * 1.6)
 
 
-async def insist(mesh: Mesh, verb: str, request: Any, type: Any) -> Any:
+async def insist(mesh: Mesh, subject: str, request: Any, type: Any) -> Any:
     """Ask until somebody answers: what is asked has the same effect however often it is."""
     patience = Patience(SUBMIT_PATIENCE_S)
     while True:
         try:
             connection = await mesh.connected()
-            return await connection.request(subjects.jobs(verb), request, type, timeout_s=ANSWER_S)
+            return await connection.request(subject, request, type, timeout_s=ANSWER_S)
         except AWAY as error:
             await patience.after(error)
         if isinstance(request, SubmitRequest):

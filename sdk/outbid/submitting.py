@@ -10,6 +10,7 @@ import msgspec
 
 from outbid.jobs import Job
 from outbid.patience import insist
+from outbid_contracts import subjects
 from outbid_contracts.codec import encode
 from outbid_contracts.durable import MAX_BATCH, Submission, SubmitReply, SubmitRequest
 from outbid_contracts.errors import OutbidError
@@ -64,7 +65,7 @@ async def _submit_batch(mesh: Mesh, batch: Sequence[Submission]) -> list[Job]:
     named = tuple(job if job.job else msgspec.structs.replace(job, job=new_job_id()) for job in batch)
     ours = all(job.job is None for job in batch)
     request = SubmitRequest(jobs=named, new=ours, owner=mesh.local if ours else None)
-    reply: SubmitReply = await insist(mesh, "submit", request, SubmitReply)
+    reply: SubmitReply = await insist(mesh, subjects.jobs("submit"), request, SubmitReply)
     return [Job(mesh, submitted.job, submitted) for submitted in reply.jobs]
 
 

@@ -113,7 +113,8 @@ async def test_command_line_chat_ends_with_job_node_and_text(node: NodeProcess) 
     jobs = json.loads(_outbid(node, "jobs", "--json").stdout)
     assert jobs[0]["id"] == last["job"]
     models = json.loads(_outbid(node, "models", "--json").stdout)
-    assert [(m["model"], m["warm"]) for m in models] == [("smollm2-135m-instruct", True)]
+    chatting = [(m["model"], m["warm"]) for m in models if m["capability"] == "llm.chat"]
+    assert chatting == [("smollm2-135m-instruct", True)]
 
 
 async def test_command_line_tables_are_readable(node: NodeProcess) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import sys
 from dataclasses import dataclass
@@ -13,14 +12,12 @@ from typing import Any
 import click
 import msgspec
 
-from outbid.chat import ChatStream, Reply
+from outbid.chat import Reply
 from outbid.cli import output
+from outbid.cli.running import call_off
 from outbid.mesh import Mesh
-from outbid_contracts.errors import OutbidError
 from outbid_contracts.events import AttemptLost, Awarded, JobEvent, Loading, Waiting
 from outbid_contracts.policy import Goal, Policy
-
-CANCEL_TIMEOUT_S = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +60,10 @@ async def chat(mesh: Mesh, prompt: str, options: Options, *, as_json: bool) -> N
             show.text(chunk.text)
         show.end(await stream.reply())
     except (asyncio.CancelledError, KeyboardInterrupt):
-        await asyncio.shield(_cancel(mesh, stream))
+        await asyncio.shield(call_off(mesh, stream.job))
         raise
     finally:
         show.close()
-
-
-async def _cancel(mesh: Mesh, stream: ChatStream) -> None:
-    """Within a few seconds, whatever the node does: somebody pressed Ctrl-C."""
-    with contextlib.suppress(OutbidError, TimeoutError):
-        async with asyncio.timeout(CANCEL_TIMEOUT_S):
-            await mesh.cancel(stream.job)
-            click.echo(f"\ncancelled job {stream.job}", err=True)
 
 
 class _Terminal:

@@ -123,7 +123,8 @@ def _ordinals(record: JobRecord) -> dict[int, int]:
 def _attempt(attempt: AttemptRecord, ordinal: int, names: Names, *, verbose: bool) -> Iterable[Any]:
     from rich.text import Text
 
-    where = f"attempt {ordinal} on {plain(names.get(attempt.node, attempt.node))}"
+    begun = f" from step {attempt.step}" if attempt.step else ""
+    where = f"attempt {ordinal} on {plain(names.get(attempt.node, attempt.node))}{begun}"
     took = seconds((attempt.ended_ms - attempt.started_ms) / 1000) if attempt.ended_ms is not None else ""
     if attempt.error is None:
         yield f"{where}: {f'ended after {took}' if took else 'under way'}"

@@ -1,4 +1,4 @@
-"""The commands about jobs that exist: `outbid jobs`, `why`, `result`, `watch`, `cancel`, `retry`."""
+"""The commands about jobs that exist: `outbid jobs`, `why`, `result`, `artifacts`, `watch`, `cancel`, `retry`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from outbid.cli import job_listing, output, watching
+from outbid.cli import job_listing, output, results, saving, watching
 from outbid.cli.running import JSON, STATE, duration, run
 from outbid.mesh import Mesh
 
@@ -43,19 +43,27 @@ def why(job: str, verbose: bool, state: str | None, as_json: bool) -> None:
 @click.argument("job")
 @click.option("--wait", is_flag=True, help="Wait for its end, however long that takes.")
 @click.option("--timeout", "timeout_s", type=duration, metavar="TIME", help="Wait for its end, at most so long.")
+@click.option("-o", "out", metavar="FILE|FOLDER", help="Save the files that it made (-: to standard output).")
 @STATE
 @JSON
-def result(job: str, wait: bool, timeout_s: float | None, state: str | None, as_json: bool) -> None:
-    """The result of a durable job, from any node: the text of a chat, any other result as JSON.
+def result(job: str, wait: bool, timeout_s: float | None, out: str | None, state: str | None, as_json: bool) -> None:
+    """The result of a durable job, from any node: the text of a chat, the list of files that it made, any other result
+    as JSON. The files of an interactive job are found too, as long as they are kept.
 
     Exit code 1 if the job failed (with its error), 4 if it has not ended.
     """
+    saving.check(out)
+    limit_s = timeout_s if timeout_s is not None else None if wait else 0.0
+    run(state, lambda mesh: results.show(mesh, job, limit_s, out, as_json=as_json))
 
-    async def show(mesh: Mesh) -> None:
-        limit_s = timeout_s if timeout_s is not None else None if wait else 0.0
-        watching.result(await mesh.attach(job).result(limit_s), as_json=as_json)
 
-    run(state, show)
+@click.command()
+@click.argument("job", required=False)
+@STATE
+@JSON
+def artifacts(job: str | None, state: str | None, as_json: bool) -> None:
+    """The files that a job made, or the newest of all jobs; `outbid result JOB -o FILE` saves them."""
+    run(state, lambda mesh: results.artifacts(mesh, job, as_json=as_json))
 
 
 @click.command()
@@ -97,4 +105,4 @@ def retry(job: str, state: str | None, as_json: bool) -> None:
     run(state, again)
 
 
-COMMANDS = (jobs, why, result, watch, cancel, retry)
+COMMANDS = (jobs, why, result, artifacts, watch, cancel, retry)

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from outbid.cli import chatting, discovering, draining, jobs, joining, output, submitting
+from outbid.cli import chatting, discovering, draining, imaging, jobs, joining, output, pulling, submitting
 from outbid.cli.chaos import chaos
 from outbid.cli.doctor import doctor
 from outbid.cli.running import JSON, STATE, passed_on, run
@@ -70,18 +70,6 @@ def nodes(state: str | None, as_json: bool) -> None:
 
 
 @cli.command()
-@STATE
-@JSON
-def models(state: str | None, as_json: bool) -> None:
-    """The models of the mesh: who has them, and which are loaded."""
-
-    async def show(mesh: Mesh) -> None:
-        output.models(await mesh.models(), as_json=as_json)
-
-    run(state, show)
-
-
-@cli.command()
 @JSON
 def version(as_json: bool) -> None:
     """The version of Outbid."""
@@ -95,10 +83,12 @@ for command in (
     passed_on("join", "Make this machine a member of a mesh, by the code that `outbid invite` printed on another one."),
     passed_on("leave", "Leave the mesh: forget its key on this machine."),
     passed_on("creds", "Make a .creds file for a person or program, which any NATS client takes."),
+    imaging.image,
     submitting.submit,
     *jobs.COMMANDS,
     draining.drain,
     *joining.COMMANDS,
+    *pulling.COMMANDS,
     discovering.discover_command,
     doctor,
     chaos,

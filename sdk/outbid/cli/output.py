@@ -10,11 +10,12 @@ import msgspec
 
 from outbid_contracts.admin import InviteReply
 from outbid_contracts.announced import Announced, remedy
+from outbid_contracts.artifacts import Artifact
 from outbid_contracts.codec import VERSION
 from outbid_contracts.errors import OutbidError
 from outbid_contracts.ids import NodeId
 from outbid_contracts.messages import Gpu, Resources
-from outbid_contracts.requests import ModelView, NodeView
+from outbid_contracts.requests import ModelList, NodeView
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -158,16 +159,51 @@ def _incompatible(found: Sequence[Announced], ours: str | None) -> Iterable[str]
             yield f"[red]{plain(remedy(it.name, it.wire))}[/red]"
 
 
-def models(views: Sequence[ModelView], *, as_json: bool) -> None:
+def models(found: ModelList, *, as_json: bool) -> None:
     if as_json:
-        say(views)
+        say([*found.models, *found.pulled])
         return
-    rows = table("model", "capability", "node", "loaded", ">free slots", "note")
-    for view in views:
+    rows = table("model", "capability", "node", ">size", "loaded", ">free slots", "source", "licence", "note")
+    for view in found.models:
         note = view.blocked or ("default" if view.default else "")
         loaded = "warm" if view.warm else "cold"
-        rows.add_row(view.model, view.capability, view.name, loaded, f"{view.free} of {view.slots}", note)
-    show(rows if views else "no node has a model; `outbid nodes` says what is missing")
+        slots = f"{view.free} of {view.slots}"
+        origin = (plain(view.source), plain(view.licence))
+        rows.add_row(view.model, view.capability, view.name, _mib(view.size_mib), loaded, slots, *origin, note)
+    for it in found.pulled:
+        note = "not used by a capability" if it.percent is None else f"being pulled, {it.percent:.0f} %"
+        origin = (plain(it.source), plain(it.licence))
+        rows.add_row(plain(it.model), "–", it.name, _mib(it.size_mib), "–", "–", *origin, note)
+    nothing = "no node has a model; `outbid nodes` says what is missing"
+    show(rows if found.models or found.pulled else nothing)
+
+
+def _mib(number: float) -> str:
+    return size(int(number * 2**20)) if number else "–"
+
+
+# -- artifacts ---------------------------------------------------------------------------------------------------------
+
+
+def artifacts(found: Sequence[Artifact], names: Mapping[NodeId, str] = {}) -> None:
+    """Files that jobs made. `names` of the nodes that hold them, where known."""
+    rows = table("artifact", "file", "type", ">size", "node")
+    for one in found:
+        rows.add_row(one.id, plain(one.name), plain(one.type), size(one.size), plain(names.get(one.node, one.node)))
+    show(rows)
+
+
+def size(number: int) -> str:
+    """
+    >>> size(900), size(12_700), size(5 * 2**20), size(3 * 2**30)
+    ('900 B', '12.4 KiB', '5.0 MiB', '3.0 GiB')
+    """
+    if number < 1024:
+        return f"{number} B"
+    kib = number / 1024
+    if kib < 1024:
+        return f"{kib:.1f} KiB"
+    return f"{kib / 1024:.1f} MiB" if kib < 2**20 else f"{kib / 2**20:.1f} GiB"
 
 
 # -- joining -----------------------------------------------------------------------------------------------------------

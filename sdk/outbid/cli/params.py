@@ -1,7 +1,8 @@
 """`--param key=value`: what a word on the command line means for a capability's parameter.
 
 The capability's declared type decides: `8` is a number for `max_tokens` and text for `prompt`. Where the type is not
-known, the value is JSON if it reads as JSON, else text; `key:=json` is JSON whatever the type.
+known, the value is JSON if it reads as JSON, else text; `key:=json` is JSON whatever the type. `key=@file` is the
+content of a file where the parameter takes such.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import click
@@ -99,6 +101,8 @@ def _known(key: str, schema: Schema | None) -> Schema | None:
 
 def _typed(key: str, text: str, known: Schema | None, whole: Schema) -> Any:
     types = _types(known, whole) if known is not None else set()
+    if known is not None and text.startswith("@") and _is_binary(known, whole):
+        return _content(key, text[1:])
     value = _as_json(text)
     if not types:
         return text if value is _NOT_JSON else value
@@ -113,9 +117,8 @@ def _typed(key: str, text: str, known: Schema | None, whole: Schema) -> Any:
 def _types(schema: Schema, whole: Schema) -> set[str]:
     """The JSON types it allows; none means any."""
     if "$ref" in schema:
-        return _types(whole.get("$defs", {}).get(schema["$ref"].rpartition("/")[2], {}), whole)
-    branches = [branch for word in ("anyOf", "oneOf", "allOf") for branch in schema.get(word, ())]
-    if branches:
+        return _types(_referred(schema, whole), whole)
+    if branches := _branches(schema):
         each = [_types(branch, whole) for branch in branches]
         return set().union(*each) if all(each) else set()
     if "enum" in schema or "const" in schema:
@@ -123,6 +126,29 @@ def _types(schema: Schema, whole: Schema) -> set[str]:
         return {name for name in _NAMES if any(_fits(value, {name}) for value in values)}
     kind = schema.get("type", ())
     return {kind} if isinstance(kind, str) else set(kind)
+
+
+def _is_binary(schema: Schema, whole: Schema) -> bool:
+    """Whether it is bytes, which JSON has as base64."""
+    if "$ref" in schema:
+        return _is_binary(_referred(schema, whole), whole)
+    return schema.get("contentEncoding") == "base64" or any(_is_binary(one, whole) for one in _branches(schema))
+
+
+def _branches(schema: Schema) -> list[Schema]:
+    return [branch for word in ("anyOf", "oneOf", "allOf") for branch in schema.get(word, ())]
+
+
+def _referred(schema: Schema, whole: Schema) -> Schema:
+    found: Schema = whole.get("$defs", {}).get(schema["$ref"].rpartition("/")[2], {})
+    return found
+
+
+def _content(key: str, file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise _bad(f"{key}: {file} cannot be read: {error.strerror}") from error
 
 
 def _fits(value: Any, types: set[str]) -> bool:

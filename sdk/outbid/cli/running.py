@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import subprocess
@@ -26,6 +27,8 @@ STATE = click.option(
     help="State folder of the local node to talk to (OUTBID_STATE).",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+CANCEL_TIMEOUT_S = 8.0
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -56,6 +59,14 @@ def _exit_code(error: OutbidError) -> int:
             return 4
         case _:
             return 1
+
+
+async def call_off(mesh: Mesh, job: str) -> None:
+    """Cancel it within a few seconds, whatever the node does: somebody pressed Ctrl-C."""
+    with contextlib.suppress(OutbidError, TimeoutError):
+        async with asyncio.timeout(CANCEL_TIMEOUT_S):
+            await mesh.cancel(job)
+            click.echo(f"\ncancelled job {job}", err=True)
 
 
 def become(arguments: list[str]) -> None:

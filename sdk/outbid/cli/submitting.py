@@ -59,7 +59,8 @@ def submit(capability: str | None, wait: bool, state: str | None, as_json: bool,
     outbid submit --file jobs.jsonl        # {"capability": "llm.chat", "params": {"prompt": "…"}} in each line
 
     A value is read as the type that the capability declares: 8 is a number for max_tokens and text for prompt;
-    KEY:=JSON says it outright. Options beside --file hold for the lines that do not say otherwise.
+    KEY:=JSON says it outright, and KEY=@FILE is the content of a file where that is wanted. Options beside --file hold
+    for the lines that do not say otherwise.
     """
     if options["file"] is None and capability is None:
         raise click.UsageError("name a capability (`outbid nodes` shows which there are), or give --file")

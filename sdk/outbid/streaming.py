@@ -1,0 +1,71 @@
+"""A job under way as an asynchronous iterator: what chats and pictures have in common."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from outbid_contracts.events import JobEvent
+from outbid_contracts.ids import JobId, NodeId
+
+Part = TypeVar("Part")
+
+
+class JobStream(Generic[Part]):
+    """Iterate for the parts that `_take` makes of the job's events. Leaving it early cancels the job.
+
+    `on_event` is told what `_take` passes to `_notify`.
+    """
+
+    def __init__(
+        self,
+        job: JobId,
+        events: AsyncIterator[JobEvent],
+        cancel: Callable[[JobId], Awaitable[Any]],
+        on_event: Callable[[JobEvent], None] | None = None,
+    ) -> None:
+        self.job = job
+        self.node: NodeId | None = None
+        self.name: str | None = None
+        self._events = events
+        self._cancel = cancel
+        self._on_event = on_event
+        self._ended = False
+
+    def _take(self, event: JobEvent) -> Part | None:
+        """The part to hand out, if the event is one. Sets `_ended` with the last."""
+        raise NotImplementedError
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Part:
+        while not self._ended:
+            try:
+                event = await anext(self._events)
+            except BaseException:
+                self._ended = True
+                raise
+            part = self._take(event)
+            if part is not None:
+                return part
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Cancel the job if it still runs."""
+        if not self._ended:
+            self._ended = True
+            await self._cancel(self.job)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _notify(self, event: JobEvent) -> None:
+        if self._on_event is not None:
+            self._on_event(event)
