@@ -21,6 +21,8 @@ SUBSETS = {
     "durable": "jobs that are on disk before they are acknowledged, beside Celery with a Redis that promises the same",
     "waiting": "a hundred thousand durable jobs that wait at one node, and a restart with all of them",
     "chat": "a streamed chat beside the engine called directly; eight at once",
+    "images": "pictures beside diffusers called directly; four at once",
+    "models": "a model copied from node to node beside a plain TCP stream (root, Linux)",
     "weight": "memory, processor time at rest, start-up",
     "lan": "five hosts on a network: until all see a new node, until all know that one is gone (root, Linux)",
 }
