@@ -101,6 +101,20 @@ def test_out_of_memory_in_mid_job_makes_smaller_batches_and_equal_pictures(
         engine.close()
 
 
+def test_larger_pictures_run_in_smaller_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = load(tiny("sdxl", tmp_path / "sdxl"), memory_mib=20)
+    try:
+        seen = batches(engine, monkeypatch)
+        one(engine, seeds=(1, 2, 3, 4))
+        small = max(seen)
+        seen.clear()
+        one(engine, seeds=(1, 2, 3, 4), width=64, height=64)
+        assert max(seen) < small
+        assert engine.model.rows(4096, 4096) == 1
+    finally:
+        engine.close()
+
+
 def test_out_of_memory_while_decoding_goes_on_from_the_last_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,8 +40,9 @@ class Stubborn(Model):
 
 
 class Owner:
-    def __init__(self) -> None:
+    def __init__(self, max_rows: int = 100) -> None:
         self.notes: list[str] = []
+        self.max_rows = max_rows
 
     def note(self, text: str) -> None:
         self.notes.append(text)

@@ -19,18 +19,14 @@ from outbid_capabilities.image.drawing import Ended, Stopped
 from outbid_capabilities.image.engine import Canvas, EngineOptions, Facts, Progress, Request, units
 from outbid_capabilities.image.hub import Hub
 from outbid_capabilities.image.job import Job
-from outbid_capabilities.image.memory import free_mib, is_shortage, shortage
+from outbid_capabilities.image.memory import is_shortage, shortage
 from outbid_capabilities.image.pipelines import LoadedModel, size_factor
 from outbid_capabilities.image.preview import Previewer
-from outbid_capabilities.image.sizing import work_mib
 from outbid_capabilities.llm.sizing import default_threads
 from outbid_capabilities.runner_kit import RunError
 
 if TYPE_CHECKING:
     from outbid_capabilities.image.engine import Picture
-
-MAX_ROWS = {"cpu": 16, "mps": 16, "cuda": 64}
-"""Samples per forward pass (two for each picture with guidance): more make a processor no faster."""
 
 MAX_SLOTS = 8
 
@@ -88,7 +84,7 @@ class DiffusersEngine:
         torch.set_num_threads(threads)
         progress(None, "loading the model")
         self.model = LoadedModel(self._options)
-        self.hub = Hub(self._rows(), self.model.loras.activate, self.model.economy.more)
+        self.hub = Hub(self.model.rows(), self.model.loras.activate, self.model.economy.more)
         self._previewer = Previewer(self.model.base)
         self.slots = self._options.slots or max(1, min(MAX_SLOTS, self.hub.max_rows // 2))
         progress(0.8, "warming up")
@@ -187,22 +183,6 @@ class DiffusersEngine:
 
     # -- how much, how fast --------------------------------------------------------------------------------------------
 
-    def _rows(self) -> int:
-        """Samples per forward pass that memory is thought to allow; a shortage while drawing makes it fewer."""
-        info, device = self.model.info, self.model.device
-        most = MAX_ROWS.get(device.type, 16)
-        each = torch.empty(0, dtype=self.model.dtype).element_size()
-        size = info["defaults"]["width"], info["defaults"]["height"]
-        one, two = (work_mib(info, *size, n, each) for n in (1, 2))
-        weights = sum(parameter_mib(part) for part in self.model.base.components.values())
-        room = free_mib(device)
-        if self._options.memory_mib is not None:
-            room = min(room or float("inf"), self._options.memory_mib - weights)
-        if room is None:
-            return most
-        pictures = 1 + (room - one) / max(1e-9, two - one)
-        return int(max(2, min(most, 2 * pictures)))
-
     def _warm_up(self) -> dict[str, float]:
         """Seconds per unit, from a picture of a few steps; the first of them is slow and not counted."""
         defaults = self.model.info["defaults"]
@@ -233,13 +213,6 @@ class DiffusersEngine:
         whole_s = fixed_s + step_s * defaults["steps"]
         work = units(defaults["steps"], defaults["width"], defaults["height"], 1)
         return {unit: whole_s / amount for unit, amount in work.items()}
-
-
-def parameter_mib(part: Any) -> float:
-    """Of a pipeline's component; what is no model has none."""
-    if not isinstance(part, torch.nn.Module):
-        return 0.0
-    return float(sum(value.numel() * value.element_size() for value in part.parameters())) / 2**20
 
 
 class Warm:

@@ -25,7 +25,9 @@ from outbid_capabilities.image.memory import is_shortage
 
 
 class Owner(Protocol):
-    """The job that a call is for."""
+    """The job that a call is for. `max_rows`: what memory allows at the size of its pictures."""
+
+    max_rows: int
 
     def note(self, text: str) -> None: ...
 
@@ -132,7 +134,7 @@ class Hub:
         return batch
 
     def limit(self, call: Call) -> int:
-        return min(self.max_rows, self._limits.get(call.kind, self.max_rows))
+        return min(self.max_rows, call.owner.max_rows, self._limits.get(call.kind, self.max_rows))
 
     def answer(self, batch: Sequence[Call]) -> list[Any]:
         """The model's answers, or an exception in place of each that it has none for."""

@@ -57,6 +57,7 @@ class Job:
         self.scope = tuple((name, float(weight)) for name, weight in self.request.loras)
         model.loras.load(self.scope)
         self.scheduler = make(model.base.scheduler, self.settings.scheduler)
+        self.max_rows = model.rows(self.settings.width, self.settings.height)
         self._previewer = previewer
         self._begun = time.monotonic()
         self._notes = list(self.settings.notes)
