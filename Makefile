@@ -4,6 +4,9 @@
 PYTHON ?= python3
 IN = $(PYTHON) tools/bootstrap.py
 ARGS ?=
+# Most tests wait for processes more than they compute: two at a time halve the wait. WORKERS=0 runs them one by one.
+WORKERS ?= 2
+PYTEST = pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: help demo test check lint bench format wheel reference clean
 
@@ -21,13 +24,13 @@ demo:
 	@$(IN) demo --run -m outbid.demo $(ARGS)
 
 test:
-	@$(IN) test --run -m pytest $(ARGS)
+	@$(IN) test --run -m $(PYTEST) $(ARGS)
 
 lint:
 	@$(IN) dev --run tools/lint.py
 
 check: lint
-	@$(IN) test --run -m pytest tests/unit tests/integration $(ARGS)
+	@$(IN) test --run -m $(PYTEST) tests/unit tests/integration $(ARGS)
 
 bench:
 	@$(IN) bench --run -m outbid_bench $(ARGS)

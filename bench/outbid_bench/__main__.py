@@ -21,6 +21,7 @@ SUBSETS = {
     "durable": "jobs that are on disk before they are acknowledged, beside Celery with a Redis that promises the same",
     "waiting": "a hundred thousand durable jobs that wait at one node, and a restart with all of them",
     "chat": "a streamed chat beside the engine called directly; eight at once",
+    "artifacts": "a file of 100 MB that a job made, fetched on the node that holds it and from another one",
     "images": "pictures beside diffusers called directly; four at once",
     "models": "a model copied from node to node beside a plain TCP stream (root, Linux)",
     "weight": "memory, processor time at rest, start-up",

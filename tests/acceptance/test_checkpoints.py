@@ -130,7 +130,9 @@ async def test_pieces_of_a_stream_are_counted_anew_by_the_attempt_that_goes_on(t
     pieces = [(event.attempt, event.seq, event.data["step"]) for event in seen if isinstance(event, Chunk)]
     second = [piece for piece in pieces if piece[0] == 2]
     assert second == [(2, n, LAST + 1 + n) for n in range(30 - LAST)]
-    assert [piece[:2] for piece in pieces[:AT]] == [(1, n) for n in range(AT)]
+    first = [piece[:2] for piece in pieces if piece[0] == 1]
+    assert first == [(1, n) for n in range(len(first))]
+    assert len(first) >= AT - 1  # it was killed when its step was told, perhaps before that step's piece was
     assert assert_done(seen, 0, LAST).chunks == 30 - LAST
 
 

@@ -41,7 +41,7 @@ OWNER, HOLDER = NodeId("owner123"), NodeId("holder12")
 @pytest.fixture
 async def opened(own: OwnLedger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Open]:
     """Each is as a daemon's that has just started."""
-    monkeypatch.setattr(store, "LOOK_S", 0.02)
+    monkeypatch.setattr(store, "LOOK_S", 0.1)
     tasks: list[asyncio.Task[None]] = []
 
     async def one(
@@ -183,8 +183,8 @@ async def test_sweeping_spares_what_is_being_written(opened: Open) -> None:
     kept, data = await opened(), content(3 * MIB)
     incoming = await kept.begin(about(data))
     await incoming.write(data[:PIECE_BYTES])
-    kept.unswept = True
-    await until(lambda: not kept.unswept)
+    kept.sweeps = 1
+    await until(lambda: not kept.sweeps)
     for start in (PIECE_BYTES, 2 * PIECE_BYTES):
         await incoming.write(data[start : start + PIECE_BYTES])
     assert await read(kept, (await incoming.finish()).id) == data

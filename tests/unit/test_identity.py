@@ -221,11 +221,14 @@ def test_a_context_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
 # -- what is promised ------------------------------------------------------------------------------------------------
 
 
+NAMED_IN = ("identity*", "roles", "joining", "lan", "files_*", "pull", "image_*")
+
+
 def test_every_test_that_the_security_page_names_exists() -> None:
     root = Path(__file__).resolve().parents[2]
     named = set(re.findall(r"`(test_\w+)`", (root / "docs" / "security.md").read_text("utf-8")))
     named -= {file.stem for file in root.glob("tests/*/test_*.py")}
-    files = [file for name in ("identity*", "roles", "joining", "lan") for file in root.glob(f"tests/*/test_{name}.py")]
+    files = [file for name in NAMED_IN for file in root.glob(f"tests/*/test_{name}.py")]
     there = set(re.findall(r"def (test_\w+)", "\n".join(file.read_text("utf-8") for file in files)))
     assert len(named) > 10
     assert named <= there

@@ -14,6 +14,9 @@ from outbid_node.artifacts.shelf import Description
 if TYPE_CHECKING:
     from outbid_node.artifacts.store import ArtifactStore
 
+SWEEPS = 2
+"""After trouble: the first may overtake a chunk that a server which was frozen has still to store."""
+
 THREAD_BYTES = 64 * 1024
 """Hashing more than this (0.1 ms and up) is done in a thread."""
 
@@ -59,7 +62,7 @@ class Incoming:
             else:
                 await store.bucket.commit(meta)
         except NO_ANSWER as error:
-            store.unswept = True  # it may be there all the same
+            store.sweeps = SWEEPS  # it may be there all the same
             raise store.failure(error) from error
         artifact = await store.keep(meta)
         store.incoming.discard(self)
@@ -74,7 +77,8 @@ class Incoming:
         if self._finishing is not None:
             await asyncio.wait({self._finishing})
         if self in self._store.incoming:
-            self._store.unswept |= not await self._writer.abort()
+            if not await self._writer.abort():
+                self._store.sweeps = SWEEPS
             self._store.incoming.discard(self)
 
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from outbid_contracts.artifacts import PIECE_BYTES, Artifact, ArtifactId, bucket_of
 from outbid_contracts.errors import NoSpace, OutbidError, StorageFailed, UnknownArtifact
 from outbid_contracts.ids import NodeId
-from outbid_node.artifacts.incoming import Incoming
+from outbid_node.artifacts.incoming import SWEEPS, Incoming
 from outbid_node.artifacts.limits import Limits
 from outbid_node.artifacts.objects import NO_ANSWER, Bucket, Meta, nth
 from outbid_node.artifacts.shelf import Description, Kept, Shelf
@@ -43,8 +43,8 @@ class ArtifactStore:
         self.shelf = Shelf()
         self.ready = asyncio.Event()
         self.incoming: set[Incoming] = set()
-        self.unswept = True
-        """Chunks of something that was cut off may be there."""
+        self.sweeps = SWEEPS
+        """So many more are due: chunks of something that was cut off may be there."""
         self._trouble = trouble
         self._foreign: set[str] = set()
 
@@ -59,7 +59,7 @@ class ArtifactStore:
                 log.log(level, "artifacts cannot be read yet: %s", error, extra={"action": "artifacts_unread"})
                 await asyncio.sleep(RETRY_S)
         while True:
-            if self.unswept:
+            if self.sweeps:
                 await self._sweep()
             await asyncio.sleep(LOOK_S)
             for id in self.shelf.expired(self.limits.keep_s):
@@ -106,7 +106,7 @@ class ArtifactStore:
             for nuid in counts.keys() - known:
                 await self.bucket.drop_chunks(nuid)
                 log.info("removed what was left of a cut off artifact", extra={"action": "artifact_swept"})
-            self.unswept = False
+            self.sweeps -= 1
         except NO_ANSWER as error:
             log.debug("not swept: %s", error, extra={"action": "artifacts_unswept"})
 
@@ -149,7 +149,7 @@ class ArtifactStore:
             try:
                 await self.bucket.drop_chunks(before.nuid)
             except NO_ANSWER:
-                self.unswept = True
+                self.sweeps = SWEEPS
         return kept.artifact
 
     def failure(self, error: Exception) -> OutbidError:
@@ -165,7 +165,7 @@ class ArtifactStore:
         try:
             await self.bucket.remove(id, kept.nuid)
         except NO_ANSWER as error:
-            self.unswept = True
+            self.sweeps = SWEEPS
             log.warning("%s is not removed yet: %s", id, error, extra={"action": "artifact_not_removed"})
 
     # -- out -----------------------------------------------------------------------------------------------------
