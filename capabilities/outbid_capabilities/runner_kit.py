@@ -49,11 +49,16 @@ class RunError(Exception):
 class Attempt:
     """One job to do. All methods may be called from any thread; the first of done, failed, stopped counts."""
 
-    __slots__ = ("_ended", "_kit", "_lock", "cancelled", "capability", "files", "key", "params", "save_wanted")
+    __slots__ = ("_ended", "_kit", "_lock", "cancelled", "capability", "files", "heard", "key", "params", "save_wanted")
 
-    def __init__(self, kit: Kit, key: str, capability: str, params: dict[str, Any], files: dict[str, bytes]) -> None:
-        """`files`: the parameters that hold bytes, and `checkpoint` where it is to go on from one."""
-        self.key, self.capability, self.params, self.files = key, capability, params, files
+    def __init__(self, kit: Kit, order: Mapping[str, Any], files: dict[str, bytes]) -> None:
+        """`order`: the header of the daemon's `run`. `files`: the parameters that hold bytes, and `checkpoint` where it
+        is to go on from one.
+        """
+        self.key, self.capability, self.params = order["attempt"], order["capability"], order["params"]
+        self.files = files
+        self.heard = order.get("heard", True)
+        """False: the caller wants the result only; progress and pieces that cost something may be left out."""
         self.cancelled = threading.Event()
         self.save_wanted = False
         """Set before `cancelled`: give a last checkpoint, the job goes on elsewhere."""
@@ -289,7 +294,7 @@ class Kit:
     def _on_run(self, header: dict[str, Any], payloads: list[bytes]) -> None:
         key = header["attempt"]
         files = dict(zip(header.get("files", ()), payloads, strict=True))
-        attempt = Attempt(self, key, header["capability"], header["params"], files)
+        attempt = Attempt(self, header, files)
         if self.runner is None:
             attempt.failed("the runner has not loaded yet")
             return

@@ -40,12 +40,16 @@ class Load(Header, frozen=True, kw_only=True, tag="load"):
 
 
 class Run(Header, frozen=True, kw_only=True, tag="run"):
-    """`files` names the payload frames: the parameters that hold bytes (`Capability.inputs`), then `checkpoint`."""
+    """`files` names the payload frames: the parameters that hold bytes (`Capability.inputs`), then `checkpoint`.
+
+    `heard` False: the caller wants the result only, so progress and pieces that cost something may be left out.
+    """
 
     attempt: AttemptKey
     capability: str
     params: dict[str, Any]
     files: tuple[str, ...] = ()
+    heard: bool = True
 
 
 class Cancel(Header, frozen=True, kw_only=True, tag="cancel"):

@@ -215,7 +215,8 @@ class Worker:
 
         def run(fetched: dict[str, bytes]) -> None:
             files = inputs.files | fetched | attempt.files
-            self.pool.run(entry.capability, file, settings, attempt.key, inputs.params, attempt, files)
+            heard = bool(attempt.job.reply)
+            self.pool.run(entry.capability, file, settings, attempt.key, inputs.params, attempt, files, heard=heard)
 
         if inputs.wanted:
             self.fetching.begin(attempt, inputs.wanted, run)

@@ -35,34 +35,35 @@ class Listener:
     def __init__(self) -> None:
         self.cancelled, self.ended = threading.Event(), threading.Event()
         self.save_wanted = False
+        self.heard = True
         self.shown = threading.Event()
         self.go_on = threading.Event()
         self.go_on.set()
-        self.heard: list[Any] = []
+        self.told: list[Any] = []
         self.payloads: Sequence[bytes] = ()
 
     def chunk(self, data: Mapping[str, Any], *payloads: bytes) -> None:
         self.shown.set()
         assert self.go_on.wait(20)
-        self.heard.append(("chunk", data["step"], data["image"]))
+        self.told.append(("chunk", data["step"], data["image"]))
 
     def progress(self, step: int, steps: int, note: str = "", eta_s: float | None = None) -> None:
-        self.heard.append(("progress", step, eta_s))
+        self.told.append(("progress", step, eta_s))
 
     def checkpoint(self, step: int, steps: int, data: bytes) -> None:
-        self.heard.append(("checkpoint", step, data))
+        self.told.append(("checkpoint", step, data))
 
     def done(self, result: Any, timings: Any = None, measured: Any = None, payloads: Sequence[bytes] = ()) -> None:
-        self.heard.append(("done", result, timings))
+        self.told.append(("done", result, timings))
         self.payloads = payloads
         self.ended.set()
 
     def raised(self, error: BaseException) -> None:
-        self.heard.append(("raised", error, None))
+        self.told.append(("raised", error, None))
         self.ended.set()
 
     def stopped(self) -> None:
-        self.heard.append(("stopped", None, None))
+        self.told.append(("stopped", None, None))
         self.ended.set()
 
 
@@ -92,7 +93,7 @@ def test_previews_are_dropped_and_never_queued(studio: canvas.Studio) -> None:
     listener.go_on.set()
     drawing.done([picture()], FACTS, {})
     assert listener.ended.wait(20)
-    assert [what[1] for what in listener.heard if what[0] == "chunk"] == [1]
+    assert [what[1] for what in listener.told if what[0] == "chunk"] == [1]
 
 
 def test_a_quick_picture_has_no_previews_unless_they_are_asked_for(studio: canvas.Studio) -> None:
@@ -123,9 +124,9 @@ def test_several_pictures_are_one_preview_side_by_side(studio: canvas.Studio) ->
     assert listener.shown.wait(20)
     drawing.done([picture(n) for n in (1, 2, 3)], FACTS, {"images": (3.0, 0.2)})
     assert listener.ended.wait(20)
-    image = opened(listener.heard[0][2])
+    image = opened(listener.told[0][2])
     assert (image.format, image.size) == ("JPEG", (192, 48))
-    result = listener.heard[-1][1]
+    result = listener.told[-1][1]
     assert [one["name"] for one in result["images"]] == [f"red-apple-42-{n}.png" for n in (1, 2, 3)]
     assert (result["seed"], result["seeds"], result["notes"]) == (42, [42, 43, 44], ["x"])
     assert [opened(data).text["seed"] for data in listener.payloads] == ["42", "43", "44"]  # type: ignore[attr-defined]
@@ -140,8 +141,8 @@ def test_nothing_follows_the_end(studio: canvas.Studio) -> None:
     drawing.failed(RunError("out of paint", code="out_of_memory"))
     drawing.preview(2, 9, [picture()])
     studio.previews.submit(lambda: None).result(20)
-    assert [what[0] for what in listener.heard] == ["raised"]
-    assert listener.heard[0][1].code == "out_of_memory"
+    assert [what[0] for what in listener.told] == ["raised"]
+    assert listener.told[0][1].code == "out_of_memory"
 
 
 def test_a_preview_that_the_end_overtakes_is_not_sent(studio: canvas.Studio, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +160,7 @@ def test_a_preview_that_the_end_overtakes_is_not_sent(studio: canvas.Studio, mon
     drawing.stopped()
     go_on.set()
     studio.previews.submit(lambda: None).result(20)
-    assert [what[0] for what in listener.heard] == ["stopped"]
+    assert [what[0] for what in listener.told] == ["stopped"]
 
 
 def test_outside_the_mask_the_picture_is_handed_out_as_it_came(studio: canvas.Studio) -> None:
@@ -173,25 +174,37 @@ def test_outside_the_mask_the_picture_is_handed_out_as_it_came(studio: canvas.St
     assert (found[:, 10:] == picture(1)[:, 10:]).all()
 
 
+def test_a_caller_who_wants_the_result_only_costs_no_previews(studio: canvas.Studio) -> None:
+    drawing, listener = on_canvas(studio, preview_every=1)
+    assert drawing.preview_due
+    listener.heard = False
+    assert not drawing.preview_due
+    drawing.stepped(1, 9, 0.5)
+    drawing.preview(1, 9, [picture()])
+    drawing.done([picture()], FACTS, {})
+    assert listener.ended.wait(20)
+    assert [what[0] for what in listener.told] == ["done"]
+
+
 def test_an_error_after_a_cancellation_is_a_stop(studio: canvas.Studio) -> None:
     drawing, listener = on_canvas(studio)
     listener.cancelled.set()
     drawing.failed(RuntimeError("torn down"))
-    assert [what[0] for what in listener.heard] == ["stopped"]
+    assert [what[0] for what in listener.told] == ["stopped"]
 
 
 def test_files_that_cannot_be_written_fail_the_job_with_the_reason(studio: canvas.Studio) -> None:
     drawing, listener = on_canvas(studio, n=2)
     drawing.done([picture()], FACTS, {})  # one picture for two seeds
     assert listener.ended.wait(20)
-    assert listener.heard[0][0] == "raised"
+    assert listener.told[0][0] == "raised"
 
 
 def test_a_film_is_one_file(studio: canvas.Studio) -> None:
     drawing, listener = on_canvas(studio, "image.animate", frames=5, fps=10.0)
     drawing.done([picture(n) for n in range(5)], FACTS, {})
     assert listener.ended.wait(20)
-    result = listener.heard[-1][1]
+    result = listener.told[-1][1]
     assert result["images"] == [{"name": "red-apple-42.gif", "type": "image/gif"}]
     assert (result["frames"], result["fps"]) == (5, 10.0)
     assert opened(listener.payloads[0]).n_frames == 5  # type: ignore[attr-defined]

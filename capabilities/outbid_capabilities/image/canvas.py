@@ -34,6 +34,7 @@ class Listener(Protocol):
     """What a canvas reports to: the runner kit's Attempt, or a bench's own."""
 
     save_wanted: bool
+    heard: bool
 
     @property
     def cancelled(self) -> threading.Event: ...
@@ -80,7 +81,7 @@ class JobCanvas:
     @property
     def preview_due(self) -> bool:
         """Whether a preview made now would be shown; with `preview_every` the engine counts the steps itself."""
-        if self._encoding or self.request.preview_every == 0:
+        if self._encoding or self.request.preview_every == 0 or not self._listener.heard:
             return False
         return self.request.preview_every is not None or time.monotonic() - self._previewed >= PREVIEW_S
 
@@ -92,7 +93,8 @@ class JobCanvas:
         return time.monotonic() - self._saved >= CHECKPOINT_S
 
     def stepped(self, step: int, steps: int, eta_s: float | None) -> None:
-        self._listener.progress(step, steps, eta_s=eta_s)
+        if self._listener.heard:
+            self._listener.progress(step, steps, eta_s=eta_s)
 
     def preview(self, step: int, steps: int, pictures: Sequence[Picture]) -> None:
         if self.preview_due and not self.cancelled:

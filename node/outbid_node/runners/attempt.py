@@ -61,6 +61,7 @@ class Attempt:
     params: dict[str, Any]
     files: Mapping[str, bytes]
     sink: AttemptSink
+    heard: bool = True
     cancelled: bool = False
     timer: asyncio.TimerHandle | None = None
 

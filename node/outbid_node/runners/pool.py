@@ -139,10 +139,12 @@ class RunnerPool:
         params: dict[str, Any],
         sink: AttemptSink,
         files: Mapping[str, bytes] = MappingProxyType({}),
+        *,
+        heard: bool = True,
     ) -> None:
         """Start an attempt, and its runner if need be. Raises Refused, with the reason; then `sink` hears nothing.
 
-        `files`: the parameters that hold bytes, by name, and `checkpoint`.
+        `files`: the parameters that hold bytes, by name, and `checkpoint`. `heard`: somebody listens to its progress.
         """
         if key in self._attempts:
             raise Refused(f"attempt {key} runs already")
@@ -152,7 +154,7 @@ class RunnerPool:
         elif blocked := self._turn_over(supervisor.key):
             raise Refused(blocked)
         self._attempts[key] = supervisor
-        if not supervisor.take(Attempt(key, capability, params, files, sink)):
+        if not supervisor.take(Attempt(key, capability, params, files, sink, heard)):
             del self._attempts[key]
             raise Refused(f"all {supervisor.state.slots} slots are taken")
         self.sharing.taken(supervisor.key)

@@ -172,6 +172,7 @@ class Supervisor:
             capability=attempt.capability.name,
             params=attempt.params,
             files=tuple(attempt.files),
+            heard=attempt.heard,
         )
         self._host.channel.send(self._identity, run, tuple(attempt.files.values()))
 
