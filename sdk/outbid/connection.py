@@ -96,6 +96,8 @@ class Connection:
             await self._connect(options)
         except (NoServersError, OSError, TimeoutError) as error:
             raise NodeUnreachable(f"nothing answers at {self.url}; start the node with `outbid up`") from error
+        except nats.errors.Error as error:  # it let us in and hung up at once, as while its node starts
+            raise NodeUnreachable(f"{self.url} hung up: {error}") from error
 
     def _credentials(self) -> dict[str, Any]:
         if self._creds is None:

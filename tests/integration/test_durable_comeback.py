@@ -68,3 +68,33 @@ async def test_no_removed_job_comes_back_when_the_ledger_is_killed(own: OwnLedge
     assert found == {JobId(name): VERSIONS for name in kept}
     assert await journal.ended(JobId(ended[0])) is not None
     await journal.close()
+
+
+async def test_of_a_record_and_the_one_it_replaced_only_the_newer_counts(own: OwnLedger) -> None:
+    """A ledger killed between storing the one and removing the other has both when it is back."""
+    journal, stream = await opened(own), Stream(await own.connect(), f"KV_JOBS_{own.node}")
+    await journal.put(record("changed", 1))
+    await journal.put(record("removed", 1))
+    await journal.drop(JobId("removed"))
+    await stream.add(f"$KV.JOBS_{own.node}.changed", msgspec.msgpack.encode(record("changed", 2)))
+    again = await opened(own)
+    assert [(one.job.id, one.number) for one in await again.load()] == [("changed", 2)]
+    await again.put(record("changed", 3))
+    assert [one.number for one in await (await opened(own)).load()] == [3]
+
+
+async def test_a_record_that_came_back_is_nobodys_job_while_its_end_is_kept(own: OwnLedger) -> None:
+    journal, stream = await opened(own), Stream(await own.connect(), f"KV_JOBS_{own.node}")
+    subject = f"$KV.JOBS_{own.node}.over"
+    await journal.put(record("over", 1))
+    await journal.end(record("over", 1))
+    await stream.add(subject, msgspec.msgpack.encode(record("over", 1)))
+    again = await opened(own)
+    assert await again.load() == []
+    assert (await again.ended(JobId("over"))) == record("over", 1)
+
+    async def removed() -> bool:
+        found = (await stream.lasts([subject])).get(subject)
+        return found is None or found.removed
+
+    await until(removed, within_s=20)

@@ -101,7 +101,7 @@ class Bucket:
 
     async def metas(self) -> AsyncIterator[Meta]:
         """Of all objects, oldest first. Unreadable ones are left out."""
-        async for stored in self.stream.scan(f"$O.{self.name}.M.>"):
+        for stored in await self.stream.newest(f"$O.{self.name}.M.>"):
             try:
                 yield msgspec.json.decode(stored.data, type=Meta)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -85,9 +85,8 @@ class Copies:
 
     async def _scan(self, keys: str) -> AsyncIterator[Stored]:
         try:
-            async for stored in self._stream.scan(self._prefix + keys):
-                if not stored.removed:
-                    yield stored
+            for stored in await self._stream.newest(self._prefix + keys):
+                yield stored
         except FAILURES as error:
             raise _failed(error) from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -140,25 +140,44 @@ class Journal:
 
         What cannot be read is set aside under `broken.<job>`: it must not keep the node from starting.
         """
-        found: list[tuple[int, int, DurableJob]] = []
-        broken: list[tuple[Stored, str]] = []
         try:
-            async for stored in self._stream.scan(self._keys.live("*")):
-                if stored.removed:
-                    continue
-                try:
-                    record = self._decoded(stored)
-                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                    broken.append((stored, str(error)))
-                    continue
-                self._writer.revisions[record.job.id] = stored.seq
-                found.append((record.job.created_ms, stored.seq, record))
+            found, broken = await self._scan()
+            over = await self._over(found)
         except (TimeoutError, NoResponders, ApiError) as error:
             raise refusal(f"the jobs cannot be read: {error}") from error
-        for stored, why in broken:
+        for stored, why in broken.values():
             await self._set_aside(stored, why)
-        found.sort(key=lambda one: one[:2])
-        return [record for _, _, record in found]
+        for id, (seq, _) in found.items():
+            self._writer.revisions[id] = seq
+        for id in over:
+            del found[id]
+            self.drop(id)
+        return [record for _, record in sorted(found.values(), key=lambda one: (one[1].job.created_ms, one[0]))]
+
+    async def _scan(self) -> tuple[dict[JobId, tuple[int, DurableJob]], dict[str, tuple[Stored, str]]]:
+        """The last record of each job with its sequence, and what cannot be read, by subject. A ledger killed between
+        storing a record and removing the one before has both.
+        """
+        found: dict[JobId, tuple[int, DurableJob]] = {}
+        broken: dict[str, tuple[Stored, str]] = {}
+        async for stored in self._stream.scan(self._keys.live("*")):
+            found.pop(JobId(stored.subject.removeprefix(self._keys.prefix)), None)
+            broken.pop(stored.subject, None)
+            if stored.removed:
+                continue
+            try:
+                record = self._decoded(stored)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                broken[stored.subject] = stored, str(error)
+                continue
+            found[record.job.id] = stored.seq, record
+        return found, broken
+
+    async def _over(self, ids: Iterable[JobId]) -> list[JobId]:
+        """Those that have ended: the marker of their removal has expired, and the removal itself was lost in a kill."""
+        subjects = {self._keys.ended(id): id for id in ids}
+        ended = await self._stream.lasts(list(subjects))
+        return [subjects[subject] for subject, stored in ended.items() if not stored.removed]
 
     def _decoded(self, stored: Stored) -> DurableJob:
         record = _decoder.decode(stored.data)

@@ -153,6 +153,18 @@ class Stream:
                 return
             seq = part[-1].seq + 1
 
+    async def newest(self, subject: str) -> list[Stored]:
+        """The last message of each subject (wildcards allowed), oldest first, without the removed ones.
+
+        A scan may show more: a ledger killed between storing a message and removing what that replaces has both.
+        """
+        found: dict[str, Stored] = {}
+        async for stored in self.scan(subject):
+            found.pop(stored.subject, None)
+            if not stored.removed:
+                found[stored.subject] = stored
+        return list(found.values())
+
     async def _read(self, body: dict[str, Any]) -> list[Stored]:
         found: list[Stored] = []
         end: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
