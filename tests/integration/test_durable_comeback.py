@@ -72,11 +72,15 @@ async def test_no_removed_job_comes_back_when_the_ledger_is_killed(own: OwnLedge
 
 async def test_of_a_record_and_the_one_it_replaced_only_the_newer_counts(own: OwnLedger) -> None:
     """A ledger killed between storing the one and removing the other has both when it is back."""
-    journal, stream = await opened(own), Stream(await own.connect(), f"KV_JOBS_{own.node}")
-    await journal.put(record("changed", 1))
-    await journal.put(record("removed", 1))
-    await journal.drop(JobId("removed"))
-    await stream.add(f"$KV.JOBS_{own.node}.changed", msgspec.msgpack.encode(record("changed", 2)))
+    bus = await own.connect()
+    journal, stream = await opened(own), Stream(bus, f"KV_JOBS_{own.node}")
+    changed, removed = (f"$KV.JOBS_{own.node}.{name}" for name in ("changed", "removed"))
+    await asyncio.gather(journal.put(record("changed", 1)), journal.put(record("removed", 1)))
+    await stream.add(changed, msgspec.msgpack.encode(record("changed", 2)))
+    bus.post(removed, b"", headers={"KV-Operation": "PURGE"})
+    await bus.flush()
+    left = [one.removed async for one in stream.scan(removed)]
+    assert left == [False, True]  # the record, and after it the marker that it is gone
     again = await opened(own)
     assert [(one.job.id, one.number) for one in await again.load()] == [("changed", 2)]
     await again.put(record("changed", 3))

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-MODELS = ("torch", "llama_cpp", "xllamacpp", "diffusers", "transformers", "numpy", "PIL")
+MODELS = ("onnxruntime", "httpx", "torch", "llama_cpp", "xllamacpp", "diffusers", "transformers", "numpy", "PIL")
 FACES = ("textual", "duckdb", "zeroconf", "rich", "outbid_node", "outbid_capabilities")
 
 
