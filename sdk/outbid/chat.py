@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 
 from outbid.streaming import JobStream
-from outbid_contracts.errors import NodeUnreachable
 from outbid_contracts.events import AttemptLost, Awarded, Chunk, Finished, JobEvent, Loading, Waiting
 from outbid_contracts.ids import JobId, NodeId
 from outbid_contracts.llm import ChatChunk, ChatResult, Usage
@@ -56,11 +55,7 @@ class ChatStream(JobStream[ChatChunk]):
 
     async def reply(self) -> Reply:
         """The whole answer; reads the rest of the stream first."""
-        async for _ in self:
-            pass
-        if self._reply is None:
-            raise NodeUnreachable("the stream ended without a result")
-        return self._reply
+        return await self._at_the_end(lambda: self._reply)
 
     def _take(self, event: JobEvent) -> ChatChunk | None:
         match event:

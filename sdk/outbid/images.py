@@ -12,7 +12,7 @@ import msgspec
 from outbid.artifacts import Artifact
 from outbid.streaming import JobStream
 from outbid_contracts import artifacts as wire
-from outbid_contracts.errors import InvalidRequest, NodeUnreachable, PayloadTooLarge
+from outbid_contracts.errors import InvalidRequest, PayloadTooLarge
 from outbid_contracts.events import AttemptLost, Awarded, Chunk, Finished, JobEvent, Loading, Progressed, Waiting
 from outbid_contracts.ids import JobId, NodeId
 from outbid_contracts.images import ImageResult, Preview
@@ -127,11 +127,7 @@ class Drawing(JobStream[Step]):
 
     async def result(self) -> Pictures:
         """The pictures; waits until they are done."""
-        async for _ in self:
-            pass
-        if self._pictures is None:
-            raise NodeUnreachable("the stream ended without a result")
-        return self._pictures
+        return await self._at_the_end(lambda: self._pictures)
 
     def _take(self, event: JobEvent) -> Step | None:
         match event:

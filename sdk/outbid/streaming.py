@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from outbid_contracts.errors import NodeUnreachable
 from outbid_contracts.events import JobEvent
 from outbid_contracts.ids import JobId, NodeId
 
 Part = TypeVar("Part")
+Whole = TypeVar("Whole")
 
 
 class JobStream(Generic[Part]):
@@ -36,6 +38,15 @@ class JobStream(Generic[Part]):
     def _take(self, event: JobEvent) -> Part | None:
         """The part to hand out, if the event is one. Sets `_ended` with the last."""
         raise NotImplementedError
+
+    async def _at_the_end(self, result: Callable[[], Whole | None]) -> Whole:
+        """What the last event brought; waits for it. Raises NodeUnreachable if the stream ended without."""
+        async for _ in self:
+            pass
+        found = result()
+        if found is None:
+            raise NodeUnreachable("the stream ended without a result")
+        return found
 
     def __aiter__(self) -> Self:
         return self
