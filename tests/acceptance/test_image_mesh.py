@@ -44,8 +44,10 @@ async def nodes(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet
         yield running
 
 
-@pytest.fixture
-def pair(nodes: Fleet) -> Sequence[NodeProcess]:
+@pytest_asyncio.fixture(loop_scope="module")
+async def pair(nodes: Fleet) -> Sequence[NodeProcess]:
+    """Both up and known to one another, whatever the test before did to them."""
+    await nodes.until_whole(PATIENT_S)
     return nodes.nodes
 
 
@@ -243,7 +245,6 @@ async def test_a_drawing_whose_node_is_killed_says_so_and_is_finished_elsewhere(
     nodes: Fleet, pair: Sequence[NodeProcess]
 ) -> None:
     a, b = pair
-    await nodes.until_whole(PATIENT_S)
     events: list[JobEvent] = []
     asked: dict[str, Any] = {"seed": 3, "steps": 40, "checkpoint_every": 5}
     async with mesh_of(a) as mesh:
