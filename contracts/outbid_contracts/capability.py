@@ -97,6 +97,7 @@ class Capability:
     python    interpreter for the runner, None for this one (a capability may live in its own virtual environment)
     text_field   the parameter a bare-text request fills
     work      params -> units of work, cheap (no tokenizer)
+    at_most   units of work whose asked amount is only an upper bound (the tokens of an answer)
     missing   settings -> why it cannot run here and what would help, or None; must not import what it looks for
     models    settings -> the models found on this machine; empty with `needs_model=False` means it needs none
     prior     (model, machine) -> first guess of its speed
@@ -129,6 +130,7 @@ class Capability:
     inputs: tuple[str, ...] = ()
     resume: Literal["restart", "tokens", "checkpoint"] = "restart"
     work: Callable[[Any], dict[str, float]] = _no_work
+    at_most: tuple[str, ...] = ()
     missing: Callable[[Mapping[str, Any]], str | None] = _not_missing
     models: Callable[[Mapping[str, Any]], Sequence[ModelFile]] = _no_models
     prior: Callable[[ModelFile | None, Machine], Prior] = _free_prior

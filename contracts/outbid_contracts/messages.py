@@ -46,6 +46,8 @@ class Job(Message, frozen=True, kw_only=True):
     """Its owner keeps it on disk and comes back for the result, so an attempt goes on while the owner is silent."""
     keep_s: float | None = None
     """How long its result and artifacts are to be kept, where the caller said so."""
+    submitter: str = ""
+    """The user who asked for it: the public key (U…) of the credentials; empty if not known."""
 
 
 class CallForProposals(Message, frozen=True, kw_only=True):
@@ -81,6 +83,8 @@ class Bid(Message, frozen=True, kw_only=True, tag="bid"):
     model: str | None = None
     standing: bool = False
     """Computed by the owner from the node's standing offer, without asking."""
+    later: bool = False
+    """All its slots are taken: it could begin after `start_s`, and cannot be awarded before."""
     why: str = ""
 
 
@@ -190,7 +194,9 @@ Outcome = Done | Failed | Stopped
 
 
 class Settle(Message, frozen=True, kw_only=True):
-    """Winner to owner: how the attempt ended. `energy_j` is what it took, if measured."""
+    """Winner to owner: how the attempt ended. `energy_j` and `cost_usd` are what it took (metered, or by the declared
+    watts; see `Spent.source` in the node).
+    """
 
     job: JobId
     attempt: int
@@ -198,6 +204,7 @@ class Settle(Message, frozen=True, kw_only=True):
     outcome: Outcome
     free: int = 0
     energy_j: float | None = None
+    cost_usd: float | None = None
 
 
 class Settled(Message, frozen=True, kw_only=True):
@@ -232,7 +239,8 @@ class Offer(Message, frozen=True, kw_only=True):
 
     Estimated seconds = (0 if warm else load_s) + (fixed_s + sum(work[unit] * rates[unit])) * (1 + crowding * running),
     where running = slots - free: jobs that share one runner slow each other down.
-    `spread` is p90 / p50 of past actual over estimated time. `watts` is the extra power while running.
+    `spread` is p90 / p50 of past actual over estimated time. `watts` is the extra power while running. A unit in
+    `typical` counts at most that much: its asked amount is only an upper bound.
     """
 
     capability: str
@@ -257,6 +265,15 @@ class Offer(Message, frozen=True, kw_only=True):
     """Of the model's files."""
     device: str = ""
     """Kind of device it runs on (cpu, cuda, mps), where the runner said so."""
+    typical: dict[str, tuple[float, float]] = {}
+    """Units of work whose asked amount is an upper bound (tokens of an answer): median and p90 of what was needed."""
+    frees_s: tuple[float, ...] = ()
+    """When each taken slot is expected to be free again, in seconds from this message, the soonest first."""
+    most_s: float | None = None
+    """The longest job that it takes now (battery, quiet hours ahead); `most_why` says why."""
+    most_why: str = ""
+    rests_on: str = ""
+    """What the numbers rest on, for people: a prior, a calibration, so many jobs."""
 
 
 class Gpu(Message, frozen=True, kw_only=True):
@@ -296,6 +313,9 @@ class Resources(Message, frozen=True, kw_only=True):
     """What flows out of the battery; into it, if negative."""
     temperatures_c: dict[str, float] = {}
     """The hottest sensor of each chip, by the chip's name."""
+    power_w: float | None = None
+    """What the machine draws now; `power_source` says how that is known."""
+    power_source: str = ""
 
 
 class HeldModel(Message, frozen=True, kw_only=True):
@@ -338,6 +358,8 @@ class Presence(Message, frozen=True, kw_only=True):
     """What is wrong with this node though it works, in sentences for people (e.g. the ledger's disk is full)."""
     held: str = ""
     """How many of its durable jobs wait for their keeper, in a sentence for people; empty if none do."""
+    in_use: str = ""
+    """What keeps it from working for others as usual (its person, heat, battery, quiet hours), in a sentence."""
     resources: Resources = Resources()
     running: int = 0
     waiting: int = 0
@@ -368,6 +390,11 @@ class AttemptRecord(Message, frozen=True, kw_only=True):
     traceback: str = ""
     step: int = 0
     """Of the checkpoint it went on from."""
+    promised_s: float | None = None
+    promised_p90_s: float | None = None
+    took_s: float | None = None
+    energy_j: float | None = None
+    cost_usd: float | None = None
 
 
 class Considered(Message, frozen=True, kw_only=True):
@@ -377,6 +404,8 @@ class Considered(Message, frozen=True, kw_only=True):
     name: str
     score: float
     parts: dict[str, float] = {}
+    stretch: float = 1.0
+    """By how much the owner lengthened its times before ranking, because this node's promises ran short so far."""
     excluded: str = ""
     """Non-empty: why the policy ruled it out."""
 
@@ -414,6 +443,7 @@ class JobRecord(Message, frozen=True, kw_only=True):
     promised_s: float | None = None
     took_s: float | None = None
     durable: bool = False
+    submitter: str = ""
     priority: str = ""
     not_before_ms: int = 0
     after: tuple[JobId, ...] = ()

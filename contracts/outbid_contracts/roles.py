@@ -28,7 +28,7 @@ OWN_INBOX = "_INBOX_{{subject()}}.>"
 _READ = ("mesh.nodes.list", "mesh.models.list", "mesh.jobs.list", "mesh.jobs.get", "$SRV.>")
 _WATCH = (OWN_INBOX, "mesh.presence.*", "mesh.job.*.event")
 _WORK = ("mesh.*.*", "mesh.*.*.*")
-_FOR_FACES = {"nodes", "models", "jobs", "artifacts", "admin"}
+_FOR_FACES = {"nodes", "models", "jobs", "artifacts", "history", "admin"}
 _BETWEEN_NODES = tuple(f"mesh.{word}.>" for word in sorted(RESERVED - _FOR_FACES))
 """Every other first word that is no capability's: a new one is closed until someone opens it."""
 _ADMIN = "mesh.admin.>"

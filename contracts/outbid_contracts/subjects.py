@@ -14,6 +14,8 @@
 | `mesh.node.<id>.wanted` | always-on node -> node that passed a submit on | SubmitRequest; reply SubmitReply |
 | `mesh.node.<id>.compare`, `…mirror` | owner -> its keeper | see `keeping.py` |
 | `mesh.node.<id>.released` | keeper -> owner | see `keeping.py` |
+| `mesh.history.<verb>` | face -> any node (queue group) | query, report, see `history.py` |
+| `mesh.node.<id>.query` | node -> node | see `history.py` |
 | `mesh.artifacts.find`, `mesh.artifacts.read` | face -> any node (queue group) | see `artifacts.py` |
 | `mesh.node.<id>.artifact` | winner -> node that keeps the artifact | PutArtifact; reply PutReply |
 | `mesh.node.<id>.artifacts`, `…read` | node -> node | FindArtifacts, ReadArtifact, see `artifacts.py` |
@@ -44,6 +46,7 @@ RESERVED = frozenset(
         "nodes",
         "presence",
         "hello",
+        "history",
         "suspect",
         "capacity",
         "job",
@@ -69,6 +72,11 @@ def jobs(verb: str) -> str:
 # mesh.artifacts.find
 def artifacts(verb: str) -> str:
     return f"mesh.artifacts.{verb}"
+
+
+# mesh.history.query
+def history(verb: str) -> str:
+    return f"mesh.history.{verb}"
 
 
 NODES = "mesh.nodes.list"

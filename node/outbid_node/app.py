@@ -41,6 +41,7 @@ from outbid_node.loopwatch import LoopWatch
 from outbid_node.measure import measure_machine
 from outbid_node.micro import Service
 from outbid_node.owner import Owner
+from outbid_node.power.meter import DeclaredMeter
 from outbid_node.registry import OfferKey, Registry
 from outbid_node.resources import ResourceProbe
 from outbid_node.runners.memory import Memory, whole_and_free
@@ -187,7 +188,7 @@ class Node:
             bus=bus,
             pool=self.pool,
             catalogue=self.catalogue,
-            power=config.power,
+            meter=DeclaredMeter(config.power),
             zone=config.node.zone,
             most=self.member.slots if self.member else None,
         )

@@ -14,6 +14,7 @@ from outbid_contracts.runner import RunDone, RunFailed
 from outbid_node.catalogue import Entry
 from outbid_node.checkpoints import is_sound
 from outbid_node.estimate import estimate
+from outbid_node.power.meter import Spent
 from outbid_node.settling import MAX_MESSAGE_BYTES, too_large
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class Attempt:
         self.running_beside = max(0, offer.slots - offer.free)
         self.promised_s = estimate(offer, job.work).finish_s
         self.was_warm = offer.warm
+        self.spent: Spent | None = None
+        """What it took, once its runner is through."""
         self.started = time.monotonic()
         self.owner_heard = self.started
         self.chunks = self.after = award.chunks
@@ -92,11 +95,11 @@ class Attempt:
         self.worker.end(self, done, payloads)
 
     def _with_joules(self, result: dict[str, Any]) -> dict[str, Any]:
-        """What it took, by the watts in the configuration, where the result has a place for it and nobody measured."""
+        """What it took, where the result has a place for it and the runner did not measure."""
         if "joules" not in self.entry.capability.result.__struct_fields__ or result.get("joules") is not None:
             return result
-        seconds = result.get("seconds") or time.monotonic() - self.started
-        return result | {"joules": round(self.worker.watts * seconds, 3)}
+        self.spent = self.worker.meter.end(self.key)
+        return result | {"joules": round(self.spent.energy_j, 3)} if self.spent else result
 
     def failed(self, message: RunFailed) -> None:
         error = ErrorBody(code=message.code, message=message.message)

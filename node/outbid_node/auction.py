@@ -28,7 +28,7 @@ from outbid_contracts.messages import Bid, BidSheet, CallForProposals, Considere
 from outbid_node.client import Bus, is_no_responders
 from outbid_node.ranking import explain, rank
 from outbid_node.registry import Registry, Standing
-from outbid_node.worker import Worker, explain_offer, make_bid
+from outbid_node.worker import Worker, explain_offer, make_bid, too_long
 
 log = logging.getLogger(__name__)
 
@@ -141,9 +141,9 @@ class Auctioneer:
             return Decline(node=node, job=job.id, code="busy", reason=reason, temporary=True)
         offer = msgspec.structs.replace(offer, free=standing.free)
         zone = standing.presence.zone
-        bid = make_bid(
-            node, job.id, offer, job.work, zone=zone, why=explain_offer(offer, "standing offer"), standing=True
-        )
+        if reason := too_long(offer, job.work):
+            return Decline(node=node, job=job.id, code="blocked", reason=reason, temporary=True)
+        bid = make_bid(node, job.id, offer, job.work, zone=zone, why=explain_offer(offer), standing=True)
         return _later(bid, standing.rtt_s)
 
     def _own(self, job: Job) -> Proposal:

@@ -7,21 +7,9 @@ ruled out (zone, cost); `prefer` and `avoid` move a node before or behind all ot
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from outbid_contracts.messages import Bid, Considered
-from outbid_contracts.policy import Goal, Policy
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """What one unit is worth in seconds: of median time, of p90 time, of a joule, of a dollar."""
-
-    p50: float
-    p90: float
-    per_j: float
-    per_usd: float
-
+from outbid_contracts.policy import Goal, Policy, Weights
 
 WEIGHTS: Mapping[Goal, Weights] = {
     "fastest": Weights(p50=1.0, p90=0.0, per_j=0.0, per_usd=0.0),
@@ -30,6 +18,7 @@ WEIGHTS: Mapping[Goal, Weights] = {
     "green": Weights(p50=0.02, p90=0.0, per_j=0.1, per_usd=0.0),
     "cheap": Weights(p50=0.02, p90=0.0, per_j=0.0001, per_usd=100_000.0),
     "private": Weights(p50=0.7, p90=0.3, per_j=0.001, per_usd=100.0),
+    "custom": Weights(),
 }
 
 LATE = 10.0
@@ -38,7 +27,7 @@ LATE = 10.0
 
 def score(bid: Bid, policy: Policy) -> dict[str, float]:
     """The parts of a bid's score, in seconds-equivalents; only those that count."""
-    weights = WEIGHTS[policy.goal]
+    weights = policy.weights or WEIGHTS[policy.goal]
     parts = {
         "time": weights.p50 * bid.finish_s + weights.p90 * bid.finish_p90_s,
         "energy": weights.per_j * bid.energy_j,

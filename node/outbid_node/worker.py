@@ -39,10 +39,12 @@ from outbid_node.artifacts.stages import Delivering, Fetching
 from outbid_node.attempt import Attempt
 from outbid_node.catalogue import Catalogue, Entry
 from outbid_node.client import Bus
-from outbid_node.config_sections import PowerSection
-from outbid_node.estimate import energy_price, estimate
+from outbid_node.estimate import estimate
+from outbid_node.history.interface import History, NoHistory
+from outbid_node.power.meter import Meter
 from outbid_node.runners.pool import RunnerPool, Wanted, wanted
 from outbid_node.settling import Settler
+from outbid_node.terms import USUAL, Terms
 from outbid_node.trace import Trace
 
 log = logging.getLogger(__name__)
@@ -67,7 +69,7 @@ class Worker:
         bus: Bus,
         pool: RunnerPool,
         catalogue: Catalogue,
-        power: PowerSection,
+        meter: Meter,
         zone: Zone,
         most: int | None = None,
     ) -> None:
@@ -79,6 +81,9 @@ class Worker:
         self.pool = pool
         self.catalogue = catalogue
         self.draining = False
+        self.meter = meter
+        self.history: History = NoHistory()
+        self.terms: Callable[[], Terms] = lambda: USUAL
         self.trace = Trace("", node, "")
         self.settle_here: Callable[[Settle], bool] = lambda settle: False
         self.save_here: Callable[[SaveCheckpoint], None] = lambda save: None
@@ -91,8 +96,6 @@ class Worker:
         self.delivering = Delivering()
         self.idle = asyncio.Event()
         self.idle.set()
-        self.watts = max(0.0, power.busy_w - power.idle_w)
-        self._usd_per_s = power.usd_per_h / 3600 + energy_price(self.watts, power.usd_per_kwh)
         self._heard: dict[tuple[str, str | None], Ready] = {}
         self._full: set[tuple[str, str | None]] = set()
         self._wants: dict[NodeId, tuple[tuple[str, str | None], ...]] = {}
@@ -117,10 +120,12 @@ class Worker:
         if refusal := self._refusal(offer):
             code, reason, temporary = refusal
             return Decline(node=self.node, job=cfp.job, code=code, reason=reason, temporary=temporary)
+        if reason := too_long(offer, cfp.work):
+            return Decline(node=self.node, job=cfp.job, code="blocked", reason=reason, temporary=True)
         return self.bid(cfp.job, offer, cfp.work)
 
     def bid(self, job: JobId, offer: Offer, work: dict[str, float]) -> Bid:
-        return make_bid(self.node, job, offer, work, zone=self.zone, why=self._why(offer))
+        return make_bid(self.node, job, offer, work, zone=self.zone, why=explain_offer(offer))
 
     def _offer_for(self, capability: str, model: str | None) -> Offer:
         entry, found = self.catalogue.find(capability, model)
@@ -133,25 +138,30 @@ class Worker:
         if room.ready is not None and self._heard.get((entry.capability.name, model)) is not room.ready:
             self._heard[(entry.capability.name, model)] = room.ready
             speed.learn_ready(room.ready)
-        default = entry.default_model
+        default, terms = entry.default_model, self.terms()
+        device = _device(room.ready or self._heard.get((entry.capability.name, model)))
+        watts = self.meter.watts(device)
         return Offer(
             capability=entry.capability.name,
             model=model,
             warm=room.warm,
             slots=room.slots,
             free=self._free(room.free - self.fetching.slots(entry.capability.runner, model)),
-            load_s=speed.load_s,
-            fixed_s=speed.fixed_s,
-            rates=dict(speed.rates),
+            load_s=speed.load_s * terms.slower,
+            fixed_s=speed.fixed_s * terms.slower,
+            rates={unit: rate * terms.slower for unit, rate in speed.rates.items()},
             crowding=speed.crowding,
             spread=speed.spread,
-            watts=self.watts,
-            usd_per_s=self._usd_per_s,
+            watts=watts,
+            usd_per_s=self.meter.usd_per_s(watts),
             default=default is None or default.name == model,
-            blocked=room.blocked,
-            waiting_helps=room.temporary,
+            blocked=terms.refuse or room.blocked,
+            waiting_helps=terms.passes if terms.refuse else room.temporary,
             size_mib=round(file.size_mib, 1) if file else 0.0,
-            device=_device(room.ready or self._heard.get((entry.capability.name, model))),
+            device=device,
+            most_s=terms.most_s,
+            most_why=terms.most_why,
+            rests_on=speed.source,
         )
 
     def device_of(self, entry: Entry, model: str | None) -> str:
@@ -175,11 +185,6 @@ class Worker:
             return "busy", f"all {offer.slots} slots are taken", True
         return None
 
-    def _why(self, offer: Offer) -> str:
-        entry = self.catalogue.entries[offer.capability]
-        speed = self.catalogue.speed(entry.capability, self.model_file(entry, offer.model))
-        return explain_offer(offer, speed.source)
-
     # -- attempts -------------------------------------------------------------------------------------------------
 
     def award(self, award: Award) -> AwardReply:
@@ -192,15 +197,19 @@ class Worker:
             if refusal := self._refusal(offer):
                 code, reason, temporary = refusal
                 return self._declined(offer, code, reason, temporary)
+            if reason := too_long(offer, job.work):
+                return self._declined(offer, "blocked", reason, True)
             attempt = Attempt(self, award, entry, offer)
             if attempt.key in self.attempts:  # the award came twice
                 return Accepted(node=self.node, free=offer.free)
             self.attempts[attempt.key] = attempt
             self.idle.clear()
+            self.meter.begin(attempt.key, offer.device)
             self._note_start(attempt, offer)
             self._begin(attempt, file)
         except OutbidError as error:
             self._forget(f"{job.id}/{award.attempt}")
+            self.meter.end(f"{job.id}/{award.attempt}")
             return Declined(node=self.node, code=error.code, reason=error.message)
         free = offer.free - 1
         if free <= 0:
@@ -283,6 +292,7 @@ class Worker:
         """The runner is through with this attempt: its slot is free; the owner is told once its files are on disk."""
         if attempt.key not in self.attempts:
             return
+        attempt.spent = attempt.spent or self.meter.end(attempt.key)
         if isinstance(outcome, Done) and attempt.entry.capability.artifacts is not None:
             self.settler.unsettled.add(attempt.key)
             self.delivering.begin(attempt, outcome, payloads, self._settle)
@@ -301,6 +311,8 @@ class Worker:
             node=self.node,
             outcome=outcome,
             free=self._room_of(attempt),
+            energy_j=attempt.spent.energy_j if attempt.spent else None,
+            cost_usd=attempt.spent.cost_usd if attempt.spent else None,
         )
         if attempt.job.owner == self.node:
             self.settler.unsettled.discard(attempt.key)
@@ -435,8 +447,15 @@ def _device(ready: Ready | None) -> str:
     return str(ready.info.get("device", "")).partition(":")[0] if ready else ""
 
 
-def explain_offer(offer: Offer, source: str) -> str:
+def too_long(offer: Offer, work: dict[str, float]) -> str:
+    """Why such a job is too long for that node now, or nothing."""
+    if offer.most_s is None or (finish_s := estimate(offer, work).finish_p90_s) <= offer.most_s:
+        return ""
+    return f"would take up to {finish_s:.3g} s, and it takes only jobs of {offer.most_s:.3g} s: {offer.most_why}"
+
+
+def explain_offer(offer: Offer) -> str:
     state = "warm" if offer.warm else f"cold, loads in {offer.load_s:.2g} s"
     rates = ", ".join(f"{1 / rate:.3g} {unit}/s" for unit, rate in offer.rates.items() if rate > 0)
     slots = f"{offer.free} of {offer.slots} slots free"
-    return "; ".join(part for part in (state, rates, slots, f"from {source}") if part)
+    return "; ".join(part for part in (state, rates, slots, f"from {offer.rests_on}") if part)

@@ -30,6 +30,7 @@ WORK = {
     subjects.jobs("cancel"),
     *(subjects.jobs(verb) for verb in ("submit", "result", "watch", "retry")),
     *(subjects.artifacts(verb) for verb in ("find", "read")),
+    *(subjects.history(verb) for verb in ("query", "report")),
 }
 ADMIN = {"mesh.admin.drain", "mesh.admin.creds.revoke"}
 STORED = "OBJ_ARTIFACTS_7k2f9qzt"
@@ -141,6 +142,7 @@ def test_every_subject_that_subjects_py_can_make_was_tried() -> None:
         "capability",
         "jobs",
         "artifacts",
+        "history",
         "node",
         "presence",
         "capacity",
@@ -154,7 +156,7 @@ def test_every_subject_that_subjects_py_can_make_was_tried() -> None:
 
 def test_no_first_word_is_left_open_by_the_wildcards_for_capabilities() -> None:
     """`mesh.*.*` would cover a subject between nodes whose first word nobody thought of."""
-    for word in subjects.RESERVED - {"nodes", "models", "jobs", "artifacts"}:
+    for word in subjects.RESERVED - {"nodes", "models", "jobs", "artifacts", "history"}:
         for rest in ("x", "x.y"):
             assert not allows(ROLES["submitter"].publish, f"mesh.{word}.{rest}")
             assert allows(ROLES["admin"].publish, f"mesh.{word}.{rest}") == (word == "admin")
