@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 import reference_docs
+import reference_history
 import reference_roles
 from outbid_contracts.capability import ENTRY_POINT_GROUP, Capability
 from outbid_contracts.schema import all_schemas
@@ -49,6 +50,7 @@ def pages() -> dict[Path, str]:
             REFERENCE / "messages.schema.json": schemas,
         }
         | reference_docs.pages()
+        | reference_history.pages()
         | reference_roles.pages()
     )
 

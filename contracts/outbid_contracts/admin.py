@@ -106,5 +106,66 @@ class DrainReply(Message, frozen=True, kw_only=True):
     handed_over: tuple[JobId, ...] = ()
 
 
+class PauseRequest(Message, frozen=True, kw_only=True):
+    """`pause`: work for nobody else, for `for_s` seconds or until `resume`; a restart of the daemon does not end it."""
+
+    for_s: Annotated[float, Meta(gt=0, le=366 * 86_400)] | None = None
+
+
+class PauseReply(Message, frozen=True, kw_only=True):
+    """Of `pause` and `resume`. `until_ms` (Unix time) is None where it has no end. `handed_over`: jobs that others take
+    on from here; `runs_on`: those that this node still finishes.
+    """
+
+    node: NodeId
+    paused: bool
+    until_ms: int | None = None
+    runs_on: tuple[JobId, ...] = ()
+    handed_over: tuple[JobId, ...] = ()
+
+
+class CalibrateRequest(Message, frozen=True, kw_only=True):
+    """Measure the speed of a capability with a model, now: the default model, if none is named; of all capabilities
+    that this node can measure, if none is named.
+    """
+
+    capability: str | None = None
+    model: str | None = None
+
+
+class Calibrated(Message, frozen=True, kw_only=True):
+    """What was believed before, on what that rested, and what the measurement showed: seconds to load (`load_s`), fixed
+    (`fixed_s`) and for a unit of work (by its name and `_s`). With an `error` there was none.
+    """
+
+    capability: str
+    model: str | None = None
+    rests_on: str = ""
+    believed: dict[str, float] = msgspec.field(default_factory=dict)
+    shown: dict[str, float] = msgspec.field(default_factory=dict)
+    error: str = ""
+
+
+class CalibrateReply(Message, frozen=True, kw_only=True):
+    node: NodeId
+    found: tuple[Calibrated, ...] = ()
+
+
 class Ok(Message, frozen=True, kw_only=True):
     node: NodeId
+
+
+class ExportRequest(Message, frozen=True, kw_only=True):
+    """`export`: write the node's history as Parquet files; all tables, if none is named."""
+
+    tables: tuple[str, ...] = ()
+
+
+class ExportReply(Message, frozen=True, kw_only=True):
+    """`folder`, on that node, holds `TABLE.parquet` for each of `rows`, which says how many rows it has. Whoever asked
+    takes the files away; the next export deletes what is left.
+    """
+
+    node: NodeId
+    folder: str
+    rows: dict[str, int]

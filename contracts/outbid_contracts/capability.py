@@ -33,13 +33,15 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What a prior estimate may rest on. `memory_bandwidth_gib_s` is measured at first start (one core, copying).
+    """What a prior estimate may rest on. `memory_bandwidth_gib_s` is measured at each start (one core, copying);
+    `gpu_bandwidth_gib_s` is what is known of the graphics card with the most memory, 0 without one.
 
     `cpu_share` (0 to 1] is how much of its time a runner may use here.
     """
 
     cpu_count: int = 1
     memory_bandwidth_gib_s: float = 5.0
+    gpu_bandwidth_gib_s: float = 0.0
     cpu_share: float = 1.0
 
 
@@ -98,6 +100,7 @@ class Capability:
     text_field   the parameter a bare-text request fills
     work      params -> units of work, cheap (no tokenizer)
     at_most   units of work whose asked amount is only an upper bound (the tokens of an answer)
+    trials    requests of about a second each by which a node measures its speed; none: only its warm-up tells
     missing   settings -> why it cannot run here and what would help, or None; must not import what it looks for
     models    settings -> the models found on this machine; empty with `needs_model=False` means it needs none
     prior     (model, machine) -> first guess of its speed
@@ -131,6 +134,7 @@ class Capability:
     resume: Literal["restart", "tokens", "checkpoint"] = "restart"
     work: Callable[[Any], dict[str, float]] = _no_work
     at_most: tuple[str, ...] = ()
+    trials: tuple[Mapping[str, Any], ...] = ()
     missing: Callable[[Mapping[str, Any]], str | None] = _not_missing
     models: Callable[[Mapping[str, Any]], Sequence[ModelFile]] = _no_models
     prior: Callable[[ModelFile | None, Machine], Prior] = _free_prior

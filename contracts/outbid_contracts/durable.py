@@ -79,7 +79,7 @@ class SubmitRequest(Message, frozen=True, kw_only=True):
     same when asking again, and it does not matter who else is away. `here`: do not pass it on to an always-on node.
     `passed_by`: the node that passes it on, and `ticket` its name for that; it is asked whether it still waits
     (`mesh.node.<id>.wanted`, with this message without jobs) right before the jobs are accepted, which may be long
-    after it was sent.
+    after it was sent. `submitter`: the user (U…) as the node that was asked saw it.
     """
 
     jobs: tuple[Submission, ...]
@@ -88,6 +88,7 @@ class SubmitRequest(Message, frozen=True, kw_only=True):
     here: bool = False
     passed_by: NodeId | None = None
     ticket: str = ""
+    submitter: str = ""
 
 
 class Submitted(Message, frozen=True, kw_only=True):

@@ -62,6 +62,26 @@ class PayloadTooLarge(InvalidRequest):
     status = 413
 
 
+class BadQuery(InvalidRequest):
+    """The query cannot be run on the history; the message says where it is wrong."""
+
+    code = "bad_query"
+
+
+class QueryTooLong(OutbidError):
+    """The query took longer than it may; select less, or allow it more time."""
+
+    code = "query_too_long"
+    status = 408
+
+
+class NoHistoryKept(OutbidError):
+    """This node keeps no history now; the message says why."""
+
+    code = "no_history"
+    status = 503
+
+
 class UnknownCapability(OutbidError):
     """No node of this mesh has that capability; `outbid nodes` shows what there is."""
 

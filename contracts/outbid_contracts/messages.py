@@ -59,6 +59,10 @@ class CallForProposals(Message, frozen=True, kw_only=True):
     work: Work
     model: str | None = None
     policy: Policy = Policy()
+    durable: bool = False
+    """Nobody waits for it in front of the owner's machine."""
+    dry: bool = False
+    """Nothing will be awarded: somebody asks what would happen."""
 
 
 class Bid(Message, frozen=True, kw_only=True, tag="bid"):
@@ -240,7 +244,7 @@ class Offer(Message, frozen=True, kw_only=True):
     Estimated seconds = (0 if warm else load_s) + (fixed_s + sum(work[unit] * rates[unit])) * (1 + crowding * running),
     where running = slots - free: jobs that share one runner slow each other down.
     `spread` is p90 / p50 of past actual over estimated time. `watts` is the extra power while running. A unit in
-    `typical` counts at most that much: its asked amount is only an upper bound.
+    `typical` or `typical_from` counts at most that much: its asked amount is only an upper bound.
     """
 
     capability: str
@@ -267,6 +271,10 @@ class Offer(Message, frozen=True, kw_only=True):
     """Kind of device it runs on (cpu, cuda, mps), where the runner said so."""
     typical: dict[str, tuple[float, float]] = {}
     """Units of work whose asked amount is an upper bound (tokens of an answer): median and p90 of what was needed."""
+    typical_from: dict[str, tuple[tuple[float, float, float], ...]] = {}
+    """Of such units, where enough was seen to tell: from what asked amount on which median and p90 hold, growing.
+    Who asks for more mostly needs more. Counts instead of `typical`.
+    """
     frees_s: tuple[float, ...] = ()
     """When each taken slot is expected to be free again, in seconds from this message, the soonest first."""
     most_s: float | None = None
@@ -422,6 +430,10 @@ class BidSheet(Message, frozen=True, kw_only=True):
     declines: tuple[Decline, ...] = ()
     winner: NodeId | None = None
     why: str = ""
+    waited_s: float = 0.0
+    """How long the job had waited before, since it came or since its attempt before ended."""
+    waited_for: str = ""
+    """For what, in a sentence."""
 
 
 class JobRecord(Message, frozen=True, kw_only=True):
@@ -461,6 +473,8 @@ class JobQuery(Message, frozen=True, kw_only=True):
     jobs: tuple[JobId, ...] = ()
     limit: int = 50
     state: JobState | None = None
+    recall: bool = False
+    """With `get`: what only the history knows."""
 
 
 class JobList(Message, frozen=True, kw_only=True):

@@ -25,7 +25,7 @@ from outbid_contracts.codec import VERSION, Format, decode
 from outbid_contracts.errors import InvalidRequest, PayloadTooLarge
 from outbid_contracts.ids import JobId, is_job_id
 from outbid_contracts.messages import JobRecord, JobState, Message, Presence
-from outbid_contracts.policy import GOALS, Policy
+from outbid_contracts.policy import GOALS, ZONES, Policy
 
 MAX_REQUEST_BYTES = 8 * 1024 * 1024
 ENVELOPE = frozenset({"stream", "policy", "job", "resume", "v"})
@@ -52,6 +52,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_policy(value: Any, version: int = VERSION) -> Policy:
+    """Of a goal's name or a map of the fields of `Policy`. Weights alone mean goal custom. Raises InvalidRequest that
+    begins with the field (`policy.deadline_s: …`).
+    """
     if value is None:
         return Policy()
     if isinstance(value, str):
@@ -60,9 +63,23 @@ def parse_policy(value: Any, version: int = VERSION) -> Policy:
     if strange and version <= VERSION:
         raise InvalidRequest(f"policy has no field `{strange[0]}`; known are {', '.join(Policy.__struct_fields__)}")
     try:
-        return msgspec.convert(value, Policy)
+        policy = msgspec.convert(value, Policy)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(f"policy: {error}; goals are {', '.join(GOALS)}") from error
+        raise InvalidRequest(_told_of_policy(str(error))) from error
+    if policy.weights is not None and policy.goal != "custom":
+        if policy.goal is not None:
+            raise InvalidRequest(f"policy.weights: they are for goal custom, not for {policy.goal}")
+        policy = msgspec.structs.replace(policy, goal="custom")
+    return policy
+
+
+def _told_of_policy(error: str) -> str:
+    """msgspec's message with the field first, and what a word may be."""
+    what, _, place = error.partition(" - at `$")
+    field = place.rstrip("`")
+    known = f"; goals are {', '.join(GOALS)}" if field == ".goal" else ""
+    known = f"; zones are {', '.join(ZONES)}" if field.startswith(".zone[") else known
+    return f"policy{field}: {what}{known}"
 
 
 def parse_request(data: bytes, capability: Capability, format: Format) -> Request:

@@ -127,6 +127,17 @@ def inbox_prefix(credentials: str) -> str:
     return f"{INBOX}_{user_of(credentials)}"
 
 
+_USER_INBOX = re.compile(rf"{INBOX}_(U[A-Z2-7]{{55}})\.")
+
+
+def submitter_of(reply: str) -> str:
+    """The user (U…) whose inbox that is; "" if it names none. It is the caller's word: whoever names another's inbox
+    has its jobs counted for that user, and gets no answer.
+    """
+    found = _USER_INBOX.match(reply)
+    return found[1] if found else ""
+
+
 def is_inbox(reply: str) -> bool:
     """Whether a node may send an answer there. The servers check what a user publishes, not where the user asks a
     node to reply: without this, a viewer's request could make a node speak on a subject closed to viewers.

@@ -16,10 +16,12 @@ from outbid_contracts import (
     errors,
     events,
     files,
+    history,
     keeping,
     messages,
     requests,
     runner,
+    what_if,
 )
 from outbid_contracts.capability import Capability
 from outbid_contracts.codec import VERSION
@@ -66,7 +68,9 @@ def all_schemas() -> dict[str, Any]:
         *_structs(doctor, messages.Message),
         *_structs(events, events.Event),
         *_structs(files, messages.Message),
+        *_structs(history, messages.Message),
         *_structs(runner, runner.Header),
+        *_structs(what_if, messages.Message),
         errors.ErrorBody,
         Policy,
     ]

@@ -4,6 +4,7 @@
 |---|---|---|
 | `mesh.<capability>` | face -> any node (queue group) | request, see `requests.py`; reply or stream |
 | `mesh.jobs.<verb>`, `mesh.nodes.list`, `mesh.models.list` | face -> any node (queue group) | see `requests.py` |
+| `mesh.jobs.what-if` | face -> any node (queue group) | WhatIfRequest; reply WhatIfReply |
 | `mesh.node.<id>.cfp` | owner -> each node it asks | CallForProposals; reply Bid or Decline |
 | `mesh.node.<id>.award` | owner -> winner | Award; reply Accepted or Declined |
 | `mesh.node.<id>.settle` | winner -> owner | Settle; reply Settled |
@@ -14,8 +15,8 @@
 | `mesh.node.<id>.wanted` | always-on node -> node that passed a submit on | SubmitRequest; reply SubmitReply |
 | `mesh.node.<id>.compare`, `…mirror` | owner -> its keeper | see `keeping.py` |
 | `mesh.node.<id>.released` | keeper -> owner | see `keeping.py` |
-| `mesh.history.<verb>` | face -> any node (queue group) | query, report, see `history.py` |
-| `mesh.node.<id>.query` | node -> node | see `history.py` |
+| `mesh.history.<verb>` | face -> any node (queue group) | query, report, tables, see `history.py` |
+| `mesh.node.<id>.query`, `…usage` | node -> node | PeerQuery, UsageQuery, see `history.py` |
 | `mesh.artifacts.find`, `mesh.artifacts.read` | face -> any node (queue group) | see `artifacts.py` |
 | `mesh.node.<id>.artifact` | winner -> node that keeps the artifact | PutArtifact; reply PutReply |
 | `mesh.node.<id>.artifacts`, `…read` | node -> node | FindArtifacts, ReadArtifact, see `artifacts.py` |
