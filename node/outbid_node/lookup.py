@@ -12,6 +12,8 @@ from outbid_contracts.messages import JobList, JobQuery, JobRecord, JobState, Pr
 from outbid_node.client import Bus
 from outbid_node.durable.book import Book
 from outbid_node.durable.dependencies import States
+from outbid_node.history.interface import NoHistory
+from outbid_node.history.recalled import Recall
 from outbid_node.owner import Owner
 from outbid_node.registry import Registry
 
@@ -19,6 +21,9 @@ SCATTER_TIMEOUT_S = 1.0
 """How long a listing waits for the slowest node."""
 
 CANCEL_TIMEOUT_S = 7.0
+
+RECALL_TIMEOUT_S = 3.0
+"""How long a search of the histories waits for the slowest disk."""
 
 LOST_S = 20.0
 """How long a node that went without a word is waited for before an id that it may have taken is taken here. Below the
@@ -37,6 +42,8 @@ class Lookup:
         self.book = book
         self.copy_of: Callable[[JobId], Awaitable[JobRecord | None]] = _no_copy
         """What this node knows of a job whose owner is away."""
+        self.recall: Recall = Recall(me, NoHistory())
+        """Jobs that only its history has."""
 
     # -- this node's jobs -----------------------------------------------------------------------------------------
 
@@ -56,10 +63,19 @@ class Lookup:
         both = [*self.owner.records(limit, state), *self.book.records(limit, state)]
         return sorted(both, key=lambda record: record.created_ms, reverse=True)[:limit]
 
+    async def listed_here(self, limit: int, state: JobState | None) -> list[JobRecord]:
+        """Those in mind, and where they are few the older ones."""
+        limit = max(1, min(limit, MAX_LISTED))
+        found = {record.id: record for record in self.list_here(limit, state)}
+        if len(found) < limit:
+            older = await self.recall.newest(limit, state)
+            found = {record.id: record for record in older if self.owner.find(record.id) is None} | found
+        return sorted(found.values(), key=lambda record: record.created_ms, reverse=True)[:limit]
+
     async def answer(self, query: JobQuery) -> JobList:
         """What another node is told."""
         if query.verb == "list":
-            return JobList(jobs=tuple(self.list_here(query.limit, query.state)))
+            return JobList(jobs=tuple(await self.listed_here(query.limit, query.state)))
         await self.book.until_ready()
         match query.verb:
             case "known":
@@ -69,13 +85,25 @@ class Lookup:
             case "cancel":
                 found = [await self.cancel_here(query.job)] if query.job else []
             case _:
-                found = [await self.here(query.job)] if query.job else []
+                look = self.recall.job if query.recall else self.here
+                found = [await look(query.job)] if query.job else []
         return JobList(jobs=tuple(record for record in found if record is not None))
 
     # -- everybody's ----------------------------------------------------------------------------------------------
 
-    async def find(self, id: JobId) -> JobRecord:
-        return await self._one(id, "get")
+    async def find(self, id: JobId, *, recall: bool = False) -> JobRecord:
+        """Raises UnknownJob. `recall`: where nobody has it in mind any more, look into the histories."""
+        try:
+            return await self._one(id, "get")
+        except UnknownJob:
+            if not recall:
+                raise
+            if (record := await self.recall.job(id)) is not None:
+                return record
+            found, _ = await self._scatter(JobQuery(verb="get", job=id, recall=True), RECALL_TIMEOUT_S)
+            if not found:
+                raise
+            return found[0]
 
     async def cancel(self, id: JobId) -> JobRecord:
         return await self._one(id, "cancel")
@@ -84,7 +112,7 @@ class Lookup:
         """The newest first, and the names of nodes that did not answer."""
         limit = max(1, min(limit, MAX_LISTED))
         found, silent = await self._scatter(JobQuery(verb="list", limit=limit, state=state), SCATTER_TIMEOUT_S)
-        found += self.list_here(limit, state)
+        found += await self.listed_here(limit, state)
         return sorted(found, key=lambda record: record.created_ms, reverse=True)[:limit], silent
 
     async def elsewhere(self, ids: Collection[JobId]) -> JobList:

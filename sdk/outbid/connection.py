@@ -39,7 +39,7 @@ LAST_WORD_S = 0.1
 """How long after a connection broke the reason may become known."""
 
 _HEADERS = {"Content-Type": Format.MSGPACK.value}
-_EVERY_NODE = ("mesh.jobs.", "mesh.nodes.", "mesh.models.", "mesh.artifacts.", "mesh.admin.")
+_EVERY_NODE = ("mesh.jobs.", "mesh.nodes.", "mesh.models.", "mesh.artifacts.", "mesh.history.", "mesh.admin.")
 """Every node answers these: that nobody does says something about the node, not about what was asked."""
 
 

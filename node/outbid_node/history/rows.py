@@ -76,6 +76,9 @@ class Auctions(Row, frozen=True, kw_only=True, tag="auctions"):
     asked: int
     winner: str | None
     why: str
+    waited_s: float = 0.0
+    """What the job waited before it, and for what."""
+    waited_for: str = ""
 
 
 class Bids(Row, frozen=True, kw_only=True, tag="bids"):
@@ -139,6 +142,12 @@ class Runs(Row, frozen=True, kw_only=True, tag="runs"):
     energy_j: float | None
     cost_usd: float | None
     power_source: str
+    part: bool = False
+    """It went on with what another attempt had begun, so that its amounts are not those of a whole job."""
+    slower: float = 1.0
+    """By what this node had lengthened its promise on purpose (courtesy)."""
+    cpu_share: float = 1.0
+    """Of the machine's processor, what its runners were given."""
 
 
 class Loads(Row, frozen=True, kw_only=True, tag="loads"):
@@ -155,6 +164,7 @@ class Loads(Row, frozen=True, kw_only=True, tag="loads"):
     """Seconds per unit of work in its warm-up."""
     fixed_s: float | None
     error: str = ""
+    cpu_share: float = 1.0
 
 
 class Samples(Row, frozen=True, kw_only=True, tag="samples"):
@@ -202,11 +212,12 @@ class Calibrations(Row, frozen=True, kw_only=True, tag="calibrations"):
     fixed_s: float
     rates: dict[str, float]
     crowding: float
+    cpu_share: float = 1.0
 
 
 class Usage(Row, frozen=True, kw_only=True, tag="usage"):
     """What ran on this node within an hour that began at `hour_ms`, summed up: kept for years. Every run is in it, also
-    those too short and too many for rows of their own.
+    those too short and too many for rows of their own. Several rows of the same hour and kind add up.
     """
 
     hour_ms: int

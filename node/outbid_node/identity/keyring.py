@@ -1,7 +1,8 @@
 """Where a user's mesh keys are: one file per mesh name, in a folder that belongs to the user, not to a node.
 
 Several nodes of one user on one machine with the same mesh name are therefore of one mesh without any ceremony; the
-first of them makes the key. Beside each key is the list of users whose credentials were revoked.
+first of them makes the key. Beside each key are the list of users whose credentials were revoked, and the names of
+those who got credentials here.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import filelock
+import msgspec
 
 from outbid_contracts.errors import OutbidError
 from outbid_contracts.places import keyring_dir
@@ -32,6 +34,14 @@ class KeyringUnusable(OutbidError):
     """The mesh key cannot be read or kept; the message names the file."""
 
     code = "keyring_unusable"
+
+
+class KnownUser(msgspec.Struct, frozen=True, kw_only=True):
+    """Whom this machine gave credentials to. `at_s`: Unix seconds."""
+
+    name: str
+    role: str
+    at_s: int
 
 
 class Keyring:
@@ -61,6 +71,7 @@ class Keyring:
         with self._locked(mesh):
             self._file(mesh).unlink(missing_ok=True)
             self._revoked_file(mesh).unlink(missing_ok=True)
+            self._people_file(mesh).unlink(missing_ok=True)
 
     def revoked(self, mesh: str) -> dict[str, int]:
         """Users by public key, with the time (Unix seconds) up to which their credentials are refused."""
@@ -84,6 +95,24 @@ class Keyring:
             self._save(self._revoked_file(mesh), json.dumps(merged, sort_keys=True))
             return merged
 
+    def people(self, mesh: str) -> dict[str, KnownUser]:
+        """Users by public key, also of keys that the mesh had before: past work is counted for them. Raises
+        KeyringUnusable.
+        """
+        file = self._people_file(mesh)
+        try:
+            return msgspec.json.decode(file.read_bytes(), type=dict[str, KnownUser])
+        except FileNotFoundError:
+            return {}
+        except (OSError, msgspec.DecodeError) as error:
+            raise KeyringUnusable(f"{file} cannot be read ({error}); delete it to begin a new list") from error
+
+    def remember(self, mesh: str, user: str, known: KnownUser) -> None:
+        """Raises KeyringUnusable."""
+        with self._locked(mesh):
+            people = self.people(mesh) | {user: known}
+            self._save(self._people_file(mesh), msgspec.json.encode(people).decode())
+
     # -- files ---------------------------------------------------------------------------------------------------
 
     def _file(self, mesh: str) -> Path:
@@ -93,6 +122,9 @@ class Keyring:
 
     def _revoked_file(self, mesh: str) -> Path:
         return self._file(mesh).with_suffix(".revoked")
+
+    def _people_file(self, mesh: str) -> Path:
+        return self._file(mesh).with_suffix(".people")
 
     def _read(self, mesh: str) -> MeshKey | None:
         file = self._file(mesh)

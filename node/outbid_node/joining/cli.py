@@ -10,6 +10,7 @@ import contextlib
 import json
 import re
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from outbid_node.client import Bus
 from outbid_node.config_sections import default_mesh, default_name
 from outbid_node.home import Home
 from outbid_node.identity import jwt
-from outbid_node.identity.keyring import Keyring
+from outbid_node.identity.keyring import Keyring, KnownUser
 from outbid_node.identity.keys import MeshKey
 from outbid_node.joining import membership
 from outbid_node.joining.channel import JoinFailed
@@ -219,6 +220,7 @@ async def _creds(options: argparse.Namespace) -> dict[str, Any]:
     token = jwt.user(key, ROLES[options.role].name, options.name, user.public, expires_s=expires_s)
     file = Path(options.out or f"{options.name}.creds")
     _write(file, jwt.credentials(token, user))
+    _remember(mesh, user.public, options.name, options.role)
     until = "for ever" if expires_s is None else f"for {options.expires}"
     return {
         "file": str(file),
@@ -228,6 +230,14 @@ async def _creds(options: argparse.Namespace) -> dict[str, Any]:
         "message": f"{file}: role {options.role}, good {until}; keep it secret. With the nats command line use also "
         f"--inbox-prefix _INBOX_{user.public}",
     }
+
+
+def _remember(mesh: str, user: str, name: str, role: str) -> None:
+    """So that `outbid report` can say who it was. The credentials are good without it."""
+    try:
+        Keyring().remember(mesh, user, KnownUser(name=name, role=role, at_s=int(time.time())))
+    except OutbidError as error:
+        sys.stderr.write(f"outbid creds: {error.message}; reports will not know {name} by name\n")
 
 
 def _write(file: Path, text: str) -> None:
