@@ -14,11 +14,13 @@ from outbid_contracts.doctor import Checkup, Finding, OnAir, Seen, Vitals
 from outbid_contracts.ids import NodeId
 from outbid_node.bus.config_text import MAX_FILE_MIB
 from outbid_node.config import Config
+from outbid_node.config_sections import PowerSection
 from outbid_node.doctor import cli, judge_machine, judge_mesh, judge_node, show, words
 from outbid_node.doctor.examine import examine
 from outbid_node.doctor.facts import (
     Binary,
     Clock,
+    Counters,
     Disk,
     Echo,
     Facts,
@@ -164,6 +166,15 @@ def test_an_always_on_machine_on_battery_is_a_warning() -> None:
     assert level(judge_machine.judge_power(discharging, always_on=False)) == "note"
     assert level(judge_machine.judge_power(replace(discharging, on_battery=False), always_on=True)) == "ok"
     assert level(judge_machine.judge_power(Power(), always_on=True)) == ""
+
+
+def test_watts_are_best_counted_else_measured_and_a_guess_is_noted() -> None:
+    guessed, measured = PowerSection(), PowerSection(idle_w=4.5, busy_w=21.0)
+    assert level(judge_machine.judge_watts(Counters(there=True, readable=True), guessed)) == "ok"
+    denied = judge_machine.judge_watts(Counters(there=True), measured)
+    assert (denied.level, "only root" in denied.found, "udev" in denied.remedy) == ("note", True, True)
+    assert level(judge_machine.judge_watts(Counters(), measured)) == "ok"
+    assert level(judge_machine.judge_watts(Counters(), guessed)) == "note"
 
 
 # -- this node ---------------------------------------------------------------------------------------------------------

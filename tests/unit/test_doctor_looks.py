@@ -18,11 +18,12 @@ from outbid_node import declarations
 from outbid_node.config import load
 from outbid_node.config_sections import DurableSection
 from outbid_node.doctor import cli, gather, in_force, judge_machine, look_machine
-from outbid_node.doctor.facts import Program
+from outbid_node.doctor.facts import Counters, Program
 from outbid_node.doctor.look_folder import look_at_folder, time_writes
 from outbid_node.doctor.look_multicast import look_at_multicast, question
 from outbid_node.doctor.look_programs import greet, read_traces
 from outbid_node.doctor.look_settings import Notebook
+from outbid_node.power import rapl
 
 
 def test_the_configuration_of_a_running_node_survives_its_journey() -> None:
@@ -107,6 +108,21 @@ async def test_multicast_is_tried_on_every_address() -> None:
     echoes = await look_at_multicast()
     assert "127.0.0.1" in {echo.address for echo in echoes}
     assert all(not (echo.heard and echo.error) for echo in echoes)
+
+
+def test_energy_counters_are_there_or_not_and_readable_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert look_machine.look_at_counters(tmp_path) == Counters()
+    counter = tmp_path / "sys/class/powercap/intel-rapl:0"
+    counter.mkdir(parents=True)
+    (counter / "name").write_text("package-0\n")
+    (counter / "energy_uj").write_text("123456\n")
+    assert look_machine.look_at_counters(tmp_path) == Counters(there=True, readable=True)
+
+    def refuse(file: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr(rapl, "read", refuse)
+    assert look_machine.look_at_counters(tmp_path) == Counters(there=True)
 
 
 def test_a_port_that_is_taken_has_a_holder(tmp_path: Path) -> None:

@@ -54,6 +54,8 @@ def _machine(facts: Facts) -> Iterator[Finding]:
     if facts.power is not None:
         always_on = facts.config.node.always_on is True or (facts.vitals is not None and facts.vitals.always_on)
         yield from judge_machine.judge_power(facts.power, always_on=always_on)
+    if facts.counters is not None:
+        yield judge_machine.judge_watts(facts.counters, facts.config.power)
     if facts.clock is not None:
         yield judge_machine.judge_clock(facts.clock)
 

@@ -200,6 +200,14 @@ class Power:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """The processor's own energy counters: whether it has any, and whether this user may read them."""
+
+    there: bool = False
+    readable: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
     total_mib: float
     free_mib: float
@@ -246,6 +254,7 @@ class Facts:
     reaches: tuple[Reach, ...] | None
     limits: Limits | None
     power: Power | None
+    counters: Counters | None
     memory: Memory | None
     work: tuple[Work, ...] | None
     unknown: Mapping[str, str]

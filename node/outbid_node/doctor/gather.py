@@ -109,6 +109,7 @@ async def gather(state: Path, load: Load, notebook: Notebook) -> Facts:
     writes = start(looker.at("disk speed", lambda: look_folder.time_writes(state)))
     clock = start(looker.at("clock", look_machine.look_at_clock))
     power = start(looker.at("power", look_machine.look_at_power))
+    counters = start(looker.at("watts", look_machine.look_at_counters))
     echoes = start(looker.wait("multicast", look_multicast.look_at_multicast()))
     settings, declared = await settings_read or (None, {})
     bus = await bus_asked or _Bus()
@@ -148,6 +149,7 @@ async def gather(state: Path, load: Load, notebook: Notebook) -> Facts:
         reaches=await reaches,
         limits=await limits,
         power=await power,
+        counters=await counters,
         memory=await memory,
         work=await work,
         unknown=looker.unknown,

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from outbid_contracts.doctor import Finding
 from outbid_node.bus.ledger import LOW_MIB, NEEDED_MIB
-from outbid_node.doctor.facts import Binary, Clock, Disk, Echo, Folder, Limits, Port, Power, Software, Writes
+from outbid_node.config_sections import PowerSection, default_busy_w, default_idle_w
+from outbid_node.doctor.facts import Binary, Clock, Counters, Disk, Echo, Folder, Limits, Port, Power, Software, Writes
 from outbid_node.doctor.words import duration, note, ok, problem, sentence, size, some, split, warning
 
 SLOW_WRITE_S = 0.05
@@ -157,3 +158,17 @@ def judge_power(power: Power, *, always_on: bool) -> Iterator[Finding]:
         yield warning("power", f"runs on battery ({charge}), but node.always_on is true", remedy)
     else:
         yield note("power", f"runs on battery, {charge}")
+
+
+def judge_watts(counters: Counters, declared: PowerSection) -> Finding:
+    """Of the processor: the cards tell theirs by themselves. Guessed watts make poor joules, and poor bids."""
+    if counters.readable:
+        return ok("watts", "the processor counts its joules (RAPL)")
+    watts = f"{declared.idle_w:.0f} W idle, {declared.busy_w:.0f} W busy"
+    if counters.there:
+        remedy = "Let the node's user read them with the udev rule in docs/power.md, then start the node again."
+        return note("watts", f"the processor counts its joules, but only root may read them; declared: {watts}", remedy)
+    if (declared.idle_w, declared.busy_w) != (default_idle_w(), default_busy_w()):
+        return ok("watts", f"declared: {watts}")
+    remedy = "Measure at the plug, idle and with all cores at work, and set power.idle_w and power.busy_w."
+    return note("watts", f"guessed from the number of cores: {watts}", remedy)

@@ -20,7 +20,8 @@ from outbid_contracts.errors import InvalidConfig
 from outbid_node.bus import binary, ports
 from outbid_node.bus.ledger import USUAL_PORT
 from outbid_node.config import Config
-from outbid_node.doctor.facts import Binary, Clock, Limits, Memory, Port, Power, Reach, Software
+from outbid_node.doctor.facts import Binary, Clock, Counters, Limits, Memory, Port, Power, Reach, Software
+from outbid_node.power.rapl import Rapl
 from outbid_node.resources import battery
 from outbid_node.resources.files import Files
 
@@ -128,6 +129,12 @@ def look_at_memory(daemon: int) -> Memory:
 def look_at_power() -> Power:
     found = battery.from_sysfs(Files(Path("/"))) if sys.platform == "linux" else battery.from_psutil()
     return Power(on_battery=found.get("on_battery"), percent=found.get("battery_percent"))
+
+
+def look_at_counters(root: Path = Path("/")) -> Counters:
+    rapl = Rapl(Files(root))
+    rapl.watts(0.0)
+    return Counters(there=rapl.denied or rapl.readable, readable=rapl.readable)
 
 
 def look_at_limits(daemon: int) -> Limits:

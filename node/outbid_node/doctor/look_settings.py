@@ -15,7 +15,7 @@ from outbid_node import declarations
 from outbid_node.catalogue import Catalogue, Entry
 from outbid_node.config import Config, Effective
 from outbid_node.doctor.facts import Key, Settings, Work
-from outbid_node.estimate import Speeds
+from outbid_node.estimating.speeds import Speeds
 from outbid_node.files.store import Store, models_folder
 from outbid_node.home import Home
 from outbid_node.identity.keyring import Keyring
@@ -91,7 +91,7 @@ def look_at_work(
     """Every capability as the daemon's own catalogue sees it, but those for tests while they are off."""
     store = Store(models_folder(config.models.folder, Home(state)))
     pulled = [str(kept.folder) for kept in store.kept()]
-    catalogue = Catalogue(declared, config.capabilities, Speeds(state / "speeds.json"), Machine(), pulled=pulled)
+    catalogue = Catalogue(declared, config.capabilities, Speeds(), Machine(), pulled=pulled)
     unusable = dict(map(_unusable, notebook.of("model_unusable")))
     return tuple(
         _work(name, entry, unusable)

@@ -24,6 +24,14 @@ class Amd:
         cards = [card for card in self._files.glob("sys/class/drm/card*/device") if text(card / "vendor") == AMD]
         return [gpu for card in cards if (gpu := self._read(card)) is not None]
 
+    def watts(self) -> float | None:
+        """Of all cards together, the sleeping ones at 0; None if none tells. Not of a processor with graphics in it:
+        there the driver tells the watts of the whole, which the processor's own counters have.
+        """
+        cards = [card for card in self._files.glob("sys/class/drm/card*/device") if text(card / "vendor") == AMD]
+        told = [0.0 if asleep(card) else _watts(card) for card in cards if not _in_processor(card)]
+        return sum(watts for watts in told if watts is not None) if any(watts is not None for watts in told) else None
+
     def _read(self, card: Path) -> Gpu | None:
         if not asleep(card):
             gpu = self._awake(card)
@@ -51,7 +59,7 @@ class Amd:
             memory_free_mib=None if used is None else max(0, int(total - used)) >> 20,
             busy_percent=number(card / "gpu_busy_percent"),
             temperature_c=_first(card, ("hwmon/hwmon*/temp1_input",), 1e-3),
-            power_w=_first(card, ("hwmon/hwmon*/power1_average", "hwmon/hwmon*/power1_input"), 1e-6),
+            power_w=_watts(card),
         )
 
     def _name(self, card: Path) -> str:
@@ -65,6 +73,20 @@ class Amd:
         if self._names is None:
             self._names = dict(_entries(text(self._files.root / _NAMES) or ""))
         return self._names
+
+
+def _watts(card: Path) -> float | None:
+    return _first(card, ("hwmon/hwmon*/power1_average", "hwmon/hwmon*/power1_input"), 1e-6)
+
+
+def _in_processor(card: Path) -> bool:
+    """By the format of the driver's metrics table: 1 is a card, 2 and 3 are processors (kgd_pp_interface.h)."""
+    try:
+        with (card / "gpu_metrics").open("rb") as file:
+            header = file.read(4)
+    except OSError:
+        return False
+    return len(header) == 4 and header[2] > 1
 
 
 def _entries(table: str) -> Iterable[tuple[tuple[str, str], str]]:

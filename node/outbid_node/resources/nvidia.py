@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from outbid_contracts.messages import Gpu
 from outbid_node.resources.files import Files, asleep, text
 
+T = TypeVar("T")
+
 NVIDIA = "0x10de"
 _DISPLAY = "0x03"
 """PCI class of display controllers."""
+
+
+LOAD_WINDOW_S = 5.0
+"""Over which the load by process is a mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuProcess:
+    """Of one card: load and memory in percent of it, None where the driver does not tell."""
+
+    pid: int
+    busy_percent: float | None
+    memory_percent: float | None
 
 
 class NvmlMissing(Exception):
@@ -36,12 +53,57 @@ class Nvidia:
             return [_idle(gpu) for gpu in self._last]
         if not self._begin(has_gpu=bool(asleep_here)):
             return []
+        self._last = self._each(self._gpu)
+        return self._last
+
+    def draws(self) -> list[tuple[float | None, float | None]]:
+        """Of each card the joules since its driver was loaded (Volta and later count them), else the watts now.
+
+        Empty while all sleep. Raises as `read`.
+        """
+        asleep_here = self._sleeping()
+        if (asleep_here and all(asleep_here)) or not self._begin(has_gpu=bool(asleep_here)):
+            return []
+        return self._each(self._draw)
+
+    def processes(self) -> list[list[GpuProcess]]:
+        """Of each card those that compute or draw on it. Empty while all sleep. Raises as `read`."""
+        asleep_here = self._sleeping()
+        if (asleep_here and all(asleep_here)) or not self._begin(has_gpu=bool(asleep_here)):
+            return []
+        return self._each(self._processes)
+
+    def _each(self, ask: Callable[[int], T]) -> list[T]:
         try:
-            self._last = [self._gpu(index) for index in range(self._nvml.nvmlDeviceGetCount())]
+            return [ask(index) for index in range(self._nvml.nvmlDeviceGetCount())]
         except Exception:
             self._end()
             raise
-        return self._last
+
+    def _draw(self, index: int) -> tuple[float | None, float | None]:
+        handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
+        count = getattr(self._nvml, "nvmlDeviceGetTotalEnergyConsumption", None)
+        joules = self._maybe(lambda: count(handle) / 1000) if count else None
+        watts = self._maybe(lambda: self._nvml.nvmlDeviceGetPowerUsage(handle) / 1000) if joules is None else None
+        return joules, watts
+
+    def _processes(self, index: int) -> list[GpuProcess]:
+        """NVML answers `not found` where there are no samples of load, and Windows has no memory by process."""
+        nvml = self._nvml
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        memory = self._maybe(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
+        total = memory.total if memory is not None else 0
+        found: dict[int, float | None] = {}
+        for name in ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetGraphicsRunningProcesses"):
+            for process in self._maybe(partial(getattr(nvml, name), handle)) or ():
+                used = process.usedGpuMemory
+                found[process.pid] = 100 * used / total if used is not None and 0 < used <= total else None
+        busy: dict[int, list[float]] = {}
+        since_us = int((time.time() - LOAD_WINDOW_S) * 1e6)
+        for sample in self._maybe(partial(nvml.nvmlDeviceGetProcessUtilization, handle, since_us)) or ():
+            busy.setdefault(sample.pid, []).append(float(sample.smUtil))
+        means = {pid: sum(loads) / len(loads) for pid, loads in busy.items()}
+        return [GpuProcess(pid, means.get(pid), found.get(pid)) for pid in sorted({*found, *means})]
 
     def _sleeping(self) -> list[bool]:
         """Of each NVIDIA display controller that Linux sees, whether it is powered down. NVML would wake it."""

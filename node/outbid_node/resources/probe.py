@@ -67,6 +67,8 @@ class ResourceProbe:
         self._cpu_times: Sequence[float] | None = None
         self._parts = _parts(storage, Files(root), nvml, platform)
         self._reader: Reader | None = None
+        self.drawn: Callable[[], Values] = dict
+        """`power_w` and `power_source`, from the meter."""
 
     def read(self) -> Resources:
         """What is known now; parts that have grown old are read anew in the background."""
@@ -93,7 +95,7 @@ class ResourceProbe:
             self._reader = None
 
     def _put_together(self) -> Resources:
-        values = dict(self._fast)
+        values = self._fast | self.drawn()
         gpus: list[Gpu] = []
         for part in self._parts:
             for key, value in part.values.items():
