@@ -103,13 +103,13 @@ class Fleet:
         for node in self.nodes:
             await asyncio.to_thread(end, node.process)
 
-    def spawn(self, name: str) -> Node:
-        node = Node(self._folder, name, self._mesh, self._flags)
+    def spawn(self, name: str, flags: Sequence[str] = ()) -> Node:
+        node = Node(self._folder, name, self._mesh, [*self._flags, *flags])
         self.nodes.append(node)
         return node
 
-    async def add(self, name: str) -> Node:
-        node = self.spawn(name)
+    async def add(self, name: str, flags: Sequence[str] = ()) -> Node:
+        node = self.spawn(name, flags)
         await node.until_up()
         return node
 
@@ -117,9 +117,9 @@ class Fleet:
         """Have this many nodes (n0, n1, …), each of which sees all the others."""
         while len(self.nodes) < count:
             await self.add(f"n{len(self.nodes)}")
-        await self._until_whole()
+        await self.until_whole()
 
-    async def _until_whole(self) -> None:
+    async def until_whole(self) -> None:
         deadline = time.monotonic() + UP_TIMEOUT_S
         seen: list[int] = []
         while time.monotonic() < deadline:

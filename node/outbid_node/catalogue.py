@@ -13,7 +13,10 @@ import msgspec
 
 from outbid_contracts.capability import Capability, Machine, ModelFile
 from outbid_contracts.errors import UnknownCapability, UnknownModel
-from outbid_node.estimate import Speed, Speeds
+from outbid_contracts.runner import Ready
+from outbid_node.estimating.learner import Learner, Speed, WarmUp
+from outbid_node.estimating.speeds import Speeds
+from outbid_node.runners.pool import device_kind
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +54,6 @@ class Catalogue:
         self._only = only
         self.speeds = speeds
         self.machine = machine
-        self._speeds: dict[tuple[str, str | None], Speed] = {}
         self.entries = self._look(pulled)
 
     async def refresh(self, pulled: Sequence[str]) -> None:
@@ -84,10 +86,23 @@ class Catalogue:
         raise UnknownModel(f"this node has no model {model!r} for {name} (it has: {have})")
 
     def speed(self, capability: Capability, model: ModelFile | None) -> Speed:
-        key = (capability.name, model.name if model else None)
-        if key not in self._speeds:
-            self._speeds[key] = self.speeds.of(*key, capability.prior(model, self.machine))
-        return self._speeds[key]
+        """What is believed of it now."""
+        return self.learner(capability, model).speed()
+
+    def came_up(self, capability: Capability, model: ModelFile | None, ready: Ready) -> Speed:
+        """Its runner is loaded: what is believed after its warm-up."""
+        self.speeds.runs_on(capability.name, model.name if model else None, device_kind(ready))
+        learner = self.learner(capability, model)
+        learner.warmed_up(WarmUp(ready.load_s, ready.rates, ready.fixed_s))
+        return learner.speed()
+
+    def learner(self, capability: Capability, model: ModelFile | None) -> Learner:
+        return self.speeds.learner(
+            capability,
+            model.name if model else None,
+            lambda: capability.prior(model, self.machine),
+            on_card=model is not None and model.gpu_memory_mib > 0,
+        )
 
     def _look(self, pulled: Sequence[str]) -> dict[str, Entry]:
         return {name: self._entry(capability, pulled) for name, capability in self._declarations.items()}

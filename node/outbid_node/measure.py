@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Awaitable, Callable
 
 import psutil
 
 from outbid_contracts.capability import Machine
+from outbid_contracts.messages import Resources
+from outbid_node.estimating.cards import bandwidth_gib_s
+
+CARDS_S = 1.0
 
 _PROBE = """
 import time
@@ -21,11 +26,16 @@ GIL.
 """
 
 
-async def measure_machine(cpu_share: float) -> Machine:
-    """About 0.1 s. A machine that cannot be measured is taken for a slow one (5 GiB/s)."""
-    bandwidth = await _bandwidth()
+async def measure_machine(cpu_share: float, resources: Callable[[float], Awaitable[Resources]]) -> Machine:
+    """About 0.1 s. A machine that cannot be measured is taken for a slow one (5 GiB/s). `resources` is given the
+    seconds that it may take to find the graphics cards.
+    """
+    bandwidth, found = await asyncio.gather(_bandwidth(), resources(CARDS_S))
     return Machine(
-        cpu_count=psutil.cpu_count(logical=False) or 1, memory_bandwidth_gib_s=bandwidth, cpu_share=cpu_share
+        cpu_count=psutil.cpu_count(logical=False) or 1,
+        memory_bandwidth_gib_s=bandwidth,
+        gpu_bandwidth_gib_s=bandwidth_gib_s(found.gpus),
+        cpu_share=cpu_share,
     )
 
 

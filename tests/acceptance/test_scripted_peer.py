@@ -79,10 +79,10 @@ class ScriptedPeer:
             zone="lan",
         )
 
-    async def settle(self, owner: NodeId, award: Award, text: str, attempt: int | None = None) -> bool:
+    async def settle(self, owner: NodeId, award: Award, text: str, attempt: int | None = None, free: int = 0) -> bool:
         """Hand in a result; whether the owner took it."""
-        outcome = Done(result={"text": text})
-        settle = Settle(job=award.job.id, attempt=attempt or award.attempt, node=PEER, outcome=outcome)
+        number, outcome = attempt or award.attempt, Done(result={"text": text})
+        settle = Settle(job=award.job.id, attempt=number, node=PEER, outcome=outcome, free=free)
         reply = await self.nc.request(subjects.node(owner, "settle"), encode(settle), timeout=2)
         settled: Settled = decode(reply.data, Settled)
         return settled.accepted
@@ -301,3 +301,26 @@ async def test_a_node_whose_answer_to_the_award_was_unreadable_cannot_settle(
         await eventually(elsewhere, 10, "the job did not go on elsewhere")
     assert not await peer.settle(node.local.node, peer.awards[0], "forged")
     assert (await running)["text"] == "x"
+
+
+async def test_a_node_that_promises_the_impossible_wins_only_twice(node: NodeProcess, peer: ScriptedPeer) -> None:
+    """It bids 1 ms for a tenth of a second of work, and takes half a second."""
+    late: set[asyncio.Task[bool]] = set()
+
+    async def settle_late(award: Award) -> bool:
+        await asyncio.sleep(0.5)
+        return await peer.settle(node.local.node, award, "late", free=4)
+
+    def take(award: Award) -> Accepted:
+        late.add(asyncio.create_task(settle_late(award)))
+        return Accepted(node=PEER, free=3)
+
+    peer.on_award = take
+    async with mesh_of(node) as mesh:
+        for number in range(10):
+            await mesh.run("test.echo", LONG, policy="fastest", job=f"lied-to-{number}", timeout_s=20)
+        sheets = [(await mesh.job(f"lied-to-{number}")).sheets[-1] for number in range(10)]
+    assert [sheet.winner == PEER for sheet in sheets] == [True] * 2 + [False] * 8
+    liar = next(considered for considered in sheets[-1].bids if considered.bid.node == PEER)
+    assert liar.bid.finish_s < 0.1, "it still lies"
+    assert liar.stretch > 5

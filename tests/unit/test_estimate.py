@@ -1,19 +1,18 @@
-"""From offers to promises, and from what runners measured back to offers."""
+"""From offers to promises: the formula that bidders, owners and simulations share."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbid_contracts.capability import Prior
 from outbid_contracts.messages import Offer
-from outbid_contracts.runner import Ready, RunDone
-from outbid_node.estimate import Speed, Speeds, estimate
+from outbid_node.estimate import MOST_S, estimate
 
-PRIOR = Prior(load_s=4, fixed_s=0.1, rates={"tokens": 0.01}, crowding=0.5)
+ANY = st.floats(allow_nan=True, allow_infinity=True)
+UNITS = st.sampled_from(["tokens", "pixels", "steps"])
 
 
 def offer(**changes: object) -> Offer:
@@ -50,60 +49,65 @@ def test_jobs_that_share_a_runner_slow_each_other() -> None:
     assert crowded == pytest.approx(3.0 * (1 + 0.5 * 2))
 
 
+def test_jobs_that_run_side_by_side_share_joules_and_dollars() -> None:
+    alone, third = estimate(offer(), {"tokens": 20}), estimate(offer(free=2), {"tokens": 20})
+    assert third.energy_j == pytest.approx(alone.energy_j / 3)
+    assert third.cost_usd == pytest.approx(alone.cost_usd / 3)
+
+
 def test_unknown_units_count_as_free() -> None:
     assert estimate(offer(), {"pixels": 1e9}).finish_s == pytest.approx(1.0)
 
 
-@given(st.dictionaries(st.sampled_from(["tokens", "pixels"]), st.floats(0, 1e9)), st.integers(0, 4))
+def test_an_upper_bound_counts_as_what_is_usually_needed() -> None:
+    typical = {"tokens": (40.0, 300.0)}
+    assert estimate(offer(typical=typical), {"tokens": 1000}).finish_s == pytest.approx(1.0 + 40 * 0.1)
+    assert estimate(offer(typical=typical), {"tokens": 10}).finish_s == pytest.approx(1.0 + 10 * 0.1)
+
+
+def test_p90_is_of_long_answers_too() -> None:
+    certain = estimate(offer(typical={"tokens": (40.0, 300.0)}, spread=1.0), {"tokens": 1000})
+    assert certain.finish_p90_s == pytest.approx(1.0 + 300 * 0.1)
+    both = estimate(offer(typical={"tokens": (40.0, 300.0)}, spread=2.0), {"tokens": 1000})
+    assert certain.finish_p90_s < both.finish_p90_s < 2 * certain.finish_p90_s
+
+
+@given(st.dictionaries(UNITS, st.floats(0, 1e9)), st.integers(0, 4))
 def test_promises_are_never_negative_and_p90_never_below_p50(work: dict[str, float], free: int) -> None:
     numbers = estimate(offer(free=free, spread=0.5), work)
     assert 0 <= numbers.finish_s <= numbers.finish_p90_s
 
 
-def test_warm_up_replaces_the_prior_and_jobs_replace_the_warm_up() -> None:
-    speed = Speed(4, 0.1, {"tokens": 0.01})
-    speed.learn_ready(Ready(slots=1, load_s=2.5, rates={"tokens": 0.02}))
-    assert (speed.load_s, speed.rates["tokens"], speed.source) == (2.5, 0.02, "warm-up")
-    for _ in range(20):
-        speed.learn_job(_done(100, 5.0), running=0, promised_s=2.0, took_s=5.0)
-    assert speed.rates["tokens"] == pytest.approx(0.05, rel=0.01)
-    speed.learn_ready(Ready(slots=1, load_s=3.0, rates={"tokens": 9.0}))
-    assert speed.rates["tokens"] == pytest.approx(0.05, rel=0.01), "a warm-up does not outweigh real jobs"
+@given(
+    work=st.dictionaries(UNITS, ANY),
+    rates=st.dictionaries(UNITS, ANY),
+    typical=st.dictionaries(UNITS, st.tuples(ANY, ANY)),
+    numbers=st.fixed_dictionaries(
+        {name: ANY for name in ("load_s", "fixed_s", "crowding", "spread", "watts", "usd_per_s")}
+    ),
+    free=st.integers(-(10**6), 10**6),
+    warm=st.booleans(),
+)
+def test_whatever_a_peer_offers_and_asks_its_promise_is_a_number(
+    work: dict[str, float],
+    rates: dict[str, float],
+    typical: dict[str, tuple[float, float]],
+    numbers: dict[str, float],
+    free: int,
+    warm: bool,
+) -> None:
+    told = estimate(offer(rates=rates, typical=typical, free=free, warm=warm, **numbers), work)
+    for number in (told.finish_s, told.finish_p90_s, told.energy_j, told.cost_usd):
+        assert math.isfinite(number)
+        assert number >= 0
+    assert told.finish_s <= told.finish_p90_s <= MOST_S
 
 
-def test_crowding_is_taken_out_of_what_was_measured() -> None:
-    speed = Speed(0, 0, {}, crowding=0.5)
-    speed.learn_job(_done(10, 2.0), running=2, promised_s=None, took_s=2.0)
-    assert speed.rates["tokens"] == pytest.approx(0.1)
-
-
-def test_a_node_that_is_late_widens_its_spread() -> None:
-    speed = Speed(0, 0, {"tokens": 0.01})
-    for _ in range(10):
-        speed.learn_job(_done(100, 1.0), running=0, promised_s=1.0, took_s=4.0)
-    assert speed.spread == pytest.approx(4.0)
-
-
-def test_speeds_survive_a_restart_and_a_broken_file(tmp_path: Path) -> None:
-    file = tmp_path / "speeds.json"
-    speeds = Speeds(file)
-    speeds.of("llm.chat", "m", PRIOR).learn_job(_done(100, 5.0), running=0, promised_s=None, took_s=5)
-    speeds.of("llm.chat", "unused", PRIOR)
-    speeds.save()
-    again = Speeds(file)
-    assert again.of("llm.chat", "m", PRIOR).jobs == 1
-    assert again.of("llm.chat", "unused", PRIOR).source == "prior"
-    file.write_text('{"llm.chat m": {"strange": 1}, ')
-    assert Speeds(file).of("llm.chat", "m", PRIOR).load_s == PRIOR.load_s
-    file.write_text('{"llm.chat m": {"strange": 1}}')
-    assert Speeds(file).of("llm.chat", "m", PRIOR).source == "prior"
-
-
-def test_a_full_disk_costs_only_the_memory_of_speeds(tmp_path: Path) -> None:
-    speeds = Speeds(tmp_path / "no-such-folder" / "speeds.json")
-    speeds.of("llm.chat", "m", PRIOR).learn_ready(Ready(slots=1, load_s=1))
-    speeds.save()
-
-
-def _done(count: float, seconds: float) -> RunDone:
-    return RunDone(attempt="j/1", result={}, measured={"tokens": (count, seconds)})
+@given(st.dictionaries(UNITS, st.floats(0, 1e6)), UNITS, st.floats(0, 1e6), st.booleans())
+def test_more_work_never_takes_less_time(work: dict[str, float], unit: str, more: float, bounded: bool) -> None:
+    rates = {"tokens": 0.1, "pixels": 1e-6}
+    typical = {"tokens": (40.0, 300.0)} if bounded else {}
+    some = estimate(offer(rates=rates, typical=typical), work)
+    grown = estimate(offer(rates=rates, typical=typical), work | {unit: work.get(unit, 0.0) + more})
+    assert grown.finish_s >= some.finish_s * (1 - 1e-12)
+    assert grown.finish_p90_s >= some.finish_p90_s * (1 - 1e-9)

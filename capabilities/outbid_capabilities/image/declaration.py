@@ -31,6 +31,8 @@ CROWDING = 0.7
 STRENGTH = 0.8
 """What edits that leave it open are thought to ask for; most pipelines' default."""
 
+TRIALS: tuple[Mapping[str, Any], ...] = ({"prompt": "red apple", "steps": 2, "seed": 0},)
+
 LOAD_S = {"diffusers": 6.0, "onnx": 0.5}
 """Importing the engine and its first step (torch and diffusers take 3-4 s on two cores)."""
 
@@ -130,7 +132,13 @@ def _prior(model: ModelFile | None, machine: Machine) -> Prior:
     )
 
 
-def _capability(name: str, summary: str, params: type[msgspec.Struct], inputs: tuple[str, ...] = ()) -> Capability:
+def _capability(
+    name: str,
+    summary: str,
+    params: type[msgspec.Struct],
+    inputs: tuple[str, ...] = (),
+    trials: tuple[Mapping[str, Any], ...] = (),
+) -> Capability:
     kind = name.partition(".")[2]
     return Capability(
         name=name,
@@ -145,6 +153,7 @@ def _capability(name: str, summary: str, params: type[msgspec.Struct], inputs: t
         slots=SLOTS,
         artifacts="images",
         inputs=inputs,
+        trials=trials,
         resume="checkpoint",
         work=_work,
         missing=_missing(kind),
@@ -155,7 +164,7 @@ def _capability(name: str, summary: str, params: type[msgspec.Struct], inputs: t
 
 def capabilities() -> tuple[Capability, ...]:
     return (
-        _capability(GENERATE, "draws pictures from words", ImageParams),
+        _capability(GENERATE, "draws pictures from words", ImageParams, trials=TRIALS),
         _capability(
             EDIT, "changes a picture as words say, all of it or where a mask is white", EditParams, ("image", "mask")
         ),

@@ -26,6 +26,21 @@ PROMPT_SHARE = 0.6
 CROWDING = 0.65
 """Measured without a GPU: a step for eight chats takes 5.6 times one for a single chat, so (5.6 - 1) / 7."""
 
+GPU_EFFICIENCY, GPU_PROMPT_SHARE, GPU_CROWDING = 0.5, 0.05, 0.1
+"""Guesses: half of the card's published bandwidth is reached, and it computes twenty tokens while it reads the weights
+for one, so that prompts and further chats cost little.
+"""
+
+WARM_UP_TOKENS = 60
+"""What the warm-up at the end of loading takes, in tokens written."""
+
+
+TRIALS: tuple[Mapping[str, Any], ...] = (
+    {"prompt": "Count from one to twenty in words.", "max_tokens": 24, "temperature": 0.0, "seed": 0},
+    {"prompt": "Which is the last of these? " + "One more line of a longer text. " * 24, "max_tokens": 4, "seed": 0},
+)
+"""A short question, and a longer text: after the warm-up some 220 tokens to read and 28 to write."""
+
 
 class LlmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Section `llm`."""
@@ -69,14 +84,25 @@ def _work(params: ChatParams) -> dict[str, float]:
 
 
 def _prior(model: ModelFile | None, machine: Machine) -> Prior:
-    """Writing a token reads all weights once, so memory bandwidth bounds it; the rest follows by measured shares."""
+    """Writing a token reads all weights once, so memory bandwidth bounds it; the rest follows by measured shares. A
+    share of the processor's time makes everything longer by as much, because a runner is paused in between.
+    """
     size_gib = (model.size_mib if model else 100.0) / 1024
-    new_s = size_gib / machine.memory_bandwidth_gib_s / machine.cpu_share
+    on_gpu = model is not None and model.gpu_memory_mib > 0 and machine.gpu_bandwidth_gib_s > 0
+    bandwidth, prompt_share, crowding = (
+        (GPU_EFFICIENCY * machine.gpu_bandwidth_gib_s, GPU_PROMPT_SHARE, GPU_CROWDING)
+        if on_gpu
+        else (machine.memory_bandwidth_gib_s, PROMPT_SHARE, CROWDING)
+    )
+    new_s = size_gib / bandwidth
     return Prior(
-        load_s=(1.0 + 2.0 * size_gib + 100 * PROMPT_SHARE * new_s) / machine.cpu_share,
-        fixed_s=0.01,
-        crowding=CROWDING,
-        rates={"prompt_tokens": PROMPT_SHARE * new_s, "new_tokens": new_s},
+        load_s=(1.0 + 2.0 * size_gib + WARM_UP_TOKENS * new_s) / machine.cpu_share,
+        fixed_s=0.01 / machine.cpu_share,
+        crowding=crowding,
+        rates={
+            "prompt_tokens": prompt_share * new_s / machine.cpu_share,
+            "new_tokens": new_s / machine.cpu_share,
+        },
     )
 
 
@@ -91,6 +117,8 @@ chat = Capability(
     text_field="prompt",
     needs_model=True,
     slots=SLOTS,
+    at_most=("new_tokens",),
+    trials=TRIALS,
     resume="tokens",
     resume_params=resume_params,
     resume_result=resume_result,

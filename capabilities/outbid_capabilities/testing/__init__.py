@@ -56,6 +56,8 @@ class TestSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """The step after which `test.steps` runs out of memory here."""
     device: str = "cpu"
     """The kind of device it says it runs on."""
+    pace: Annotated[float, Meta(gt=0)] = 1.0
+    """It takes so many times the seconds that `test.echo` and `test.steps` are asked to take."""
 
 
 class NoopParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

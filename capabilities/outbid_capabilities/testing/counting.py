@@ -42,15 +42,16 @@ class Work:
 def run(attempt: Attempt, options: dict[str, Any]) -> dict[str, Any] | None:
     params = attempt.params
     steps, every = params["steps"], params.get("checkpoint_every", 2)
+    delay_s = params.get("delay_s", 0.0) * options.get("pace", 1.0)
     work = _begun(attempt)
     work.runs.append([os.getpid(), work.step])
     while work.step < steps:
-        if attempt.cancelled.wait(params.get("delay_s", 0.0)):
+        if attempt.cancelled.wait(delay_s):
             if attempt.save_wanted and every:
                 _save(attempt, work, steps)
             return None
         work.advance()
-        attempt.progress(work.step, steps, eta_s=(steps - work.step) * params.get("delay_s", 0.0))
+        attempt.progress(work.step, steps, eta_s=(steps - work.step) * delay_s)
         if params.get("chunks"):
             attempt.chunk({"step": work.step})
         if every and work.step % every == 0:

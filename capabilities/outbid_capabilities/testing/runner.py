@@ -61,13 +61,18 @@ class FakeRunner(BlockingRunner):
             filing.run(attempt)
             return None
         params = attempt.params
-        begun = time.perf_counter()
+        begun, paused_s = time.perf_counter(), 0.0
         pieces = _split(params.get("text", ""), params.get("chunks", 1))
         first = min(params.get("first", 0), len(pieces))
         for n in range(first, len(pieces) + 1):
             if n == params.get("crash_after", 0) and self._misbehave(attempt):
                 return None
-            if n == len(pieces) or self._pause(attempt):
+            if n == len(pieces):
+                break
+            pausing = time.perf_counter()
+            stopped = self._pause(attempt)
+            paused_s += time.perf_counter() - pausing
+            if stopped:
                 break
             self._count()
             attempt.chunk({"text": pieces[n], "n": n})
@@ -75,7 +80,9 @@ class FakeRunner(BlockingRunner):
         text = "".join(pieces[first:]) if first else params.get("text", "")
         result = {"text": text, "pid": os.getpid()}
         if not attempt.cancelled.is_set():
-            attempt.done(result, {"total_s": took}, {"chunks": (len(pieces) - first, took)})
+            count, each_s = len(pieces) - first, params.get("delay_s", 0.0) + params.get("burn_s", 0.0)
+            measured = {"chunks": (count, took - paused_s), "seconds": (count * each_s, paused_s)}
+            attempt.done(result, {"total_s": took}, measured)
         return None
 
     def close(self) -> None:
@@ -85,7 +92,7 @@ class FakeRunner(BlockingRunner):
     def _pause(self, attempt: Attempt) -> bool:
         """Take the time of one piece; True if the attempt was cancelled meanwhile."""
         burn(attempt.params.get("burn_s", 0.0))
-        delay_s = attempt.params.get("delay_s", 0.0)
+        delay_s = attempt.params.get("delay_s", 0.0) * self._options.get("pace", 1.0)
         return attempt.cancelled.wait(delay_s) if delay_s else attempt.cancelled.is_set()
 
     def _count(self) -> None:

@@ -20,6 +20,7 @@ class Host(Protocol):
     channel: Channel
     limits: Limits
     cpu_share: float
+    nice: int
     log: logging.Logger
 
     @property
@@ -37,6 +38,9 @@ class Host(Protocol):
 
     def loaded(self, supervisor: Supervisor) -> None:
         """Its memory has been measured."""
+
+    def load_failed(self, supervisor: Supervisor, after_s: float, why: str) -> None:
+        """Its process ended before it was ready."""
 
     def forget(self, key: wire.AttemptKey) -> None:
         """This attempt has ended."""

@@ -82,8 +82,11 @@ class RunnerPool:
         self.log = log or logging.getLogger(__name__)
         self.limits = replace(limits or Limits(), keep_warm_s=keep_warm_s)
         self.cpu_share = machine.cpu_share
+        self.nice = 0
+        """Of the runners that are started from now on."""
         self.channel = Channel(max_message_bytes, watch_in_thread)
         self.on_change: Callable[[], None] = lambda: None
+        self.on_load_failed: Callable[[Key, float, str], None] = lambda key, after_s, why: None
         self._python = python
         self._runners: dict[Key, Supervisor] = {}
         self.sharing = Sharing(Memory(budget_mib, gpu_budget_mib), self.limits, self._runners, self.changed)
@@ -175,6 +178,14 @@ class RunnerPool:
     def views(self) -> list[RunnerView]:
         return [self._view(supervisor) for supervisor in self._runners.values()]
 
+    def processes(self) -> dict[Key, tuple[int, str]]:
+        """Process id and kind of device of each runner that has a process."""
+        return {
+            key: (supervisor.pid, device_kind(supervisor.ready))
+            for key, supervisor in self._runners.items()
+            if supervisor.pid is not None
+        }
+
     def stats(self) -> dict[str, float]:
         """Counters since the start, and what is in use now."""
         used = self.sharing.in_use()
@@ -188,6 +199,27 @@ class RunnerPool:
             "unknown": self.channel.unknown,
             "evicted": self.sharing.evicted,
         }
+
+    # -- courtesy --------------------------------------------------------------------------------------------------
+
+    def be_nice(self, nice: int) -> None:
+        """Run all runners, also those to come, at this niceness."""
+        self.nice = nice
+        for supervisor in self._live():
+            if supervisor.process is not None:
+                supervisor.process.renice(nice)
+
+    def unload(self, idle_s: float) -> None:
+        """Stop the runners that have been idle for so long, so that others have their memory."""
+        now = self._loop.time()
+        for supervisor in self._live():
+            if supervisor.state.phase is Phase.READY and now - supervisor.last_used >= idle_s:
+                supervisor.leave()
+
+    def leave(self, key: Key) -> None:
+        """Stop this runner, if it is idle."""
+        if (supervisor := self._runners.get(key)) is not None:
+            supervisor.leave()
 
     # -- memory ----------------------------------------------------------------------------------------------------
 
@@ -245,6 +277,10 @@ class RunnerPool:
             text = "runners take %.0f MiB and %.0f MiB of GPU memory, the budgets are %.0f MiB and %.0f MiB"
             numbers = (used.ram_mib, used.gpu_mib, budget.ram_mib, budget.gpu_mib)
             self.log.warning(text, *numbers, extra={"action": "memory_over_budget"})
+
+    def load_failed(self, supervisor: Supervisor, after_s: float, why: str) -> None:
+        """Its process ended before it was ready."""
+        self.on_load_failed(supervisor.key, after_s, why)
 
     def _spawn_admitted(self) -> None:
         waiting, self._admissions = self._admissions, []
@@ -334,6 +370,11 @@ class RunnerPool:
 def wanted(capability: Capability, model: ModelFile | None, load_s: float) -> Wanted:
     """For `RunnerPool.want`."""
     return Wanted(key_of(capability, model), stated(model), load_s)
+
+
+def device_kind(ready: Ready | None) -> str:
+    """cpu, cuda, mps, as a runner said of itself, without the number of the card; empty where it did not."""
+    return str(ready.info.get("device", "")).partition(":")[0] if ready else ""
 
 
 def key_of(capability: Capability, model: ModelFile | None) -> Key:

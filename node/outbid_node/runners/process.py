@@ -90,6 +90,14 @@ class ChildProcess:
             self._killing = True
             _thread(lambda: self._kill(grace_s), f"kill-{self.pid}")
 
+    def renice(self, nice: int) -> None:
+        """All of its group; POSIX lets nobody but root go back. On Windows any niceness is "below normal"."""
+        with contextlib.suppress(OSError, psutil.Error):
+            if _WINDOWS:
+                psutil.Process(self.pid).nice(getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS"))  # noqa: B009
+            else:
+                os.setpriority(os.PRIO_PGRP, self.pid, nice)
+
     def pause(self) -> None:
         if not self._killing and not self._gone.is_set():
             self._signal_all("suspend")

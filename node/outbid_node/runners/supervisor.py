@@ -221,6 +221,8 @@ class Supervisor:
             self._gone_soon(0.0)
             return
         self._spawned_at = self._loop.time()
+        if self._host.nice:
+            self.process.renice(self._host.nice)
         self.log(logging.INFO, "runner_started", "started")
         if self._host.cpu_share < 1:
             self._throttle = Throttle(self.process, self._host.cpu_share, self._loop)
@@ -259,10 +261,13 @@ class Supervisor:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
+        was_ready = self.ready is not None
         self.process = self.ready = self._throttle = self._leaving = None
         self._connected = False
         if self._fault is not None and self._fault.code != "draining":
             self._count_crash(self._fault)
+            if not was_ready:
+                self._host.load_failed(self, self._loop.time() - self._spawned_at, self._fault.message)
         self._step(Event.EXITED)
 
     def _count_crash(self, fault: wire.Crashed) -> None:
@@ -301,7 +306,8 @@ class Supervisor:
         if self.ready is not None or message.slots < 1 or not self._connected:
             self.on_garbage(f"it said out of turn that it is ready, with {message.slots} slots")
             return
-        self.ready = message
+        since_s = self._loop.time() - self._spawned_at  # the start of the process counts too
+        self.ready = message = msgspec.structs.replace(message, load_s=max(message.load_s, since_s))
         self._measured(message)
         self.log(logging.INFO, "runner_ready", "ready after %.2f s, %d slots", message.load_s, message.slots)
         self._step(Event.LOADED, message.slots)

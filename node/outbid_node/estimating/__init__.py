@@ -1,0 +1,1 @@
+"""What a node believes of its own speed, and of the others' promises."""
