@@ -32,7 +32,8 @@ class NodeProcess:
         self.mesh = mesh
         self.flags = list(flags)
         self.log = state.with_name(f"{state.name}.log")
-        self.environment: dict[str, str] = {}
+        self.environment: dict[str, str] = {"OUTBID_COURTESY_ENABLED": "false", "OUTBID_LIMITS_CALIBRATE": "false"}
+        """A person at the keyboard, a laptop on battery or a hot one must not change what tests find."""
         self.module = "outbid_node"
         """The program: a test may run one that is broken on purpose."""
         self.process: subprocess.Popen[bytes] | None = None

@@ -141,7 +141,7 @@ class Demo:
         return done.stdout.decode().strip()
 
     def _start(self, name: str, settings: dict[str, float]) -> None:
-        flags = ["--log-level", "warning"]
+        flags = ["--log-level", "warning", "--set", "courtesy.enabled=false"]  # you are typing on all three of them
         flags += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
         shown = shlex.join(["--name", name, "--mesh", self.mesh, *flags])
         sys.stdout.write(f"\033[36m$ outbid up --state {name} {shown} &\033[0m\n")

@@ -25,7 +25,7 @@ def drain(node: str, undo: bool, state: str | None, as_json: bool) -> None:
     """Let a node (by name or id) take no more work and hand over what it runs, until --undo or its next start."""
 
     async def order(mesh: Mesh) -> None:
-        id = await _find(mesh, node)
+        id = await find(mesh, node)
         subject = subjects.admin(id, "drain")
         reply: DrainReply = await mesh.connection.request(
             subject, DrainRequest(undo=undo), DrainReply, timeout_s=DRAIN_TIMEOUT_S
@@ -35,7 +35,8 @@ def drain(node: str, undo: bool, state: str | None, as_json: bool) -> None:
     run(state, order)
 
 
-async def _find(mesh: Mesh, node: str) -> NodeId:
+async def find(mesh: Mesh, node: str) -> NodeId:
+    """By its id or its name. Raises OutbidError."""
     there = {view.presence.node: view.presence.name for view in await mesh.nodes()}
     if node in there:
         return NodeId(node)
