@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any
@@ -15,6 +15,7 @@ from outbid.artifacts import Artifact, artifact, artifacts_of
 from outbid.chat import ChatStream
 from outbid.connection import AccessRefused, Connection, local_node
 from outbid.following import Following
+from outbid.history import Parquet, Table, grouped, parquet, report, table
 from outbid.images import Drawing, PictureSource, sources
 from outbid.jobs import Job
 from outbid.models import pull, remove, whole_path
@@ -24,6 +25,7 @@ from outbid_contracts.durable import Priority, Submission
 from outbid_contracts.errors import NodeUnreachable
 from outbid_contracts.events import JobEvent
 from outbid_contracts.files import PullEvent, PullRequest, Removed
+from outbid_contracts.history import LIMIT, TIMEOUT_S, By, Report, ReportRequest, SqlRequest
 from outbid_contracts.ids import JobId, NodeId, new_job_id
 from outbid_contracts.images import ANIMATE, EDIT, GENERATE
 from outbid_contracts.llm import CHAT
@@ -38,6 +40,7 @@ from outbid_contracts.requests import (
     NodeList,
     NodeView,
 )
+from outbid_contracts.what_if import WhatIfReply, WhatIfRequest
 
 QUESTION_TIMEOUT_S = 10.0
 """For listings. Work has no time-out of its own: it waits for room, for a model to load, for a slow machine."""
@@ -328,10 +331,71 @@ class Mesh:
         record: JobRecord = await self._ask(subjects.jobs("get"), JobRequest(job=JobId(id)), JobRecord)
         return record
 
+    async def what_if(
+        self,
+        capability: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        *,
+        job: str | None = None,
+        policy: Policy | Goal | Sequence[Policy | Goal] | None = None,
+        without: Iterable[str] = (),
+    ) -> WhatIfReply:
+        """What would happen to such a job now: the nodes are asked for bids and nothing runs. Or what would have
+        happened to `job` under another policy, by the bids that it got.
+
+        `without`: nodes, by id or name, that are taken for absent. `base` of the reply is without these changes,
+        `cases` has one for each policy. Raises InvalidRequest, UnknownCapability, UnknownJob.
+        """
+        wanted = [] if policy is None else [policy] if isinstance(policy, str | Policy) else policy
+        request = WhatIfRequest(
+            capability=capability,
+            params={key: value for key, value in (params or {}).items() if value is not None},
+            job=None if job is None else JobId(job),
+            policies=tuple(one if isinstance(one, str) else msgspec.to_builtins(one) for one in wanted),
+            without=(without,) if isinstance(without, str) else tuple(without),
+        )
+        reply: WhatIfReply = await self._ask(subjects.jobs("what-if"), request, WhatIfReply)
+        return reply
+
     async def cancel(self, id: str) -> JobRecord:
         """Stop a job; one that ended stays as it is. Raises UnknownJob."""
         record: JobRecord = await self._ask(subjects.jobs("cancel"), JobRequest(job=JobId(id)), JobRecord)
         return record
+
+    async def sql(
+        self,
+        query: str,
+        *,
+        mesh: bool = False,
+        over: str | None = None,
+        limit: int = LIMIT,
+        timeout_s: float = TIMEOUT_S,
+    ) -> Table:
+        """One SELECT over the history that a node keeps (docs/history.md): what it did, bid, measured.
+
+        With `mesh` each node runs it, and the answers are joined with the node's name in front; `over` is then a second
+        SELECT over the joined table `answers`. At most `limit` rows (100,000) and `timeout_s` (60) for each SELECT.
+        Raises BadQuery, InvalidRequest, QueryTooLong, Busy, NoHistoryKept.
+        """
+        return await table(self, SqlRequest(sql=query, mesh=mesh, over=over, limit=limit, timeout_s=timeout_s))
+
+    async def sql_parquet(
+        self,
+        query: str,
+        *,
+        mesh: bool = False,
+        over: str | None = None,
+        limit: int = LIMIT,
+        timeout_s: float = TIMEOUT_S,
+    ) -> Parquet:
+        """The same as a Parquet file, which keeps every type exactly."""
+        return await parquet(self, SqlRequest(sql=query, mesh=mesh, over=over, limit=limit, timeout_s=timeout_s))
+
+    async def report(self, month: str | None = None, *, by: By | Sequence[By] = "person") -> Report:
+        """What was used in a month (YYYY-MM in the local time of the node that answers; default: this one), summed up
+        over all nodes by person, capability, node or model, or by several of these.
+        """
+        return await report(self, ReportRequest(month=month, by=grouped(by)))
 
     async def _ask(self, subject: str, message: Any, type: Any) -> Any:
         return await self.connection.request(subject, message or {}, type, timeout_s=QUESTION_TIMEOUT_S)

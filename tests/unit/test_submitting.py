@@ -101,7 +101,7 @@ def test_the_jobs_of_a_batch_may_wait_for_each_other_in_a_row() -> None:
         ({"jobs": [JOB, JOB | {"delay": 3}]}, r"jobs\[1\] has no field `delay`; did you mean `delay_s`"),
         ({"jobs": [JOB, {}]}, r"jobs\[1\]: .*`capability`"),
         ({"jobs": [JOB, "llm.chat"]}, r"jobs\[1\] must be a map"),
-        ({"jobs": [JOB, JOB | {"policy": "speedy"}]}, r"jobs\[1\]\.policy: .*goals are"),
+        ({"jobs": [JOB, JOB | {"policy": "speedy"}]}, r"jobs\[1\]\.policy\.goal: .*goals are"),
         ({"jobs": [JOB | {"job": "a"}, JOB, JOB | {"job": "a"}]}, r"jobs\[2\]\.job: `a` is the id of jobs\[0\]"),
         (
             {"jobs": [JOB | {"job": "a", "after": ["b"]}, JOB | {"job": "b", "after": ["a"]}]},

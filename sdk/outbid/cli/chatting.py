@@ -17,17 +17,14 @@ from outbid.cli import output
 from outbid.cli.running import call_off
 from outbid.mesh import Mesh
 from outbid_contracts.events import AttemptLost, Awarded, JobEvent, Loading, Waiting
-from outbid_contracts.policy import Goal, Policy
+from outbid_contracts.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     model: str | None
     system: str | None
-    policy: Goal | None
-    deadline_s: float | None
-    prefer: tuple[str, ...]
-    avoid: tuple[str, ...]
+    policy: Policy
     max_tokens: int | None
     temperature: float | None
     top_p: float | None
@@ -45,16 +42,13 @@ class Options:
             chosen["json_schema"] = _schema(self.json_schema)
         return chosen
 
-    def full_policy(self) -> Policy:
-        return Policy(goal=self.policy or "balanced", deadline_s=self.deadline_s, prefer=self.prefer, avoid=self.avoid)
-
 
 async def chat(mesh: Mesh, prompt: str, options: Options, *, as_json: bool) -> None:
     show = _JsonLines() if as_json else _Terminal()
     asked: Any = prompt
     if options.system is not None:
         asked = [{"role": "system", "content": options.system}, {"role": "user", "content": prompt}]
-    stream = mesh.chat(asked, policy=options.full_policy(), job=options.job, on_event=show.event, **options.params())
+    stream = mesh.chat(asked, policy=options.policy, job=options.job, on_event=show.event, **options.params())
     try:
         async for chunk in stream:
             show.text(chunk.text)

@@ -12,15 +12,14 @@ from typing import Any, get_args
 import click
 
 from outbid.artifacts import Artifact
-from outbid.cli import drawing, saving
-from outbid.cli.running import JSON, STATE, call_off, duration, run
+from outbid.cli import drawing, policies, saving
+from outbid.cli.running import JSON, STATE, call_off, run
 from outbid.images import Drawing, PictureSource
 from outbid.mesh import Mesh
 from outbid_contracts.artifacts import is_artifact_id
 from outbid_contracts.errors import OutbidError
 from outbid_contracts.ids import is_job_id
 from outbid_contracts.images import Scheduler
-from outbid_contracts.policy import GOALS, Policy
 
 FORMATS = ("png", "jpeg", "webp", "gif", "mp4")
 
@@ -60,10 +59,7 @@ _WORDS = {"prompt_to": "to", "negative_prompt": "negative"}
 @click.option("--fps", type=float, help="With --animate: pictures per second.")
 @click.option("--to", "prompt_to", metavar="PROMPT", help="With --animate: what it turns into.")
 @click.option("--no-loop", is_flag=True, help="With --animate: do not come back to the first picture.")
-@click.option("--policy", type=click.Choice(GOALS), help="What counts when the bids are ranked.")
-@click.option("--deadline", "deadline_s", type=duration, metavar="TIME", help="Give up when it takes longer.")
-@click.option("--prefer", multiple=True, metavar="NODE", help="Put this node first if it bids (repeatable).")
-@click.option("--avoid", multiple=True, metavar="NODE", help="Take this node only if no other bids (repeatable).")
+@policies.options
 @click.option("--job", metavar="ID", help="Name the job yourself.")
 @click.option("--no-preview", is_flag=True, help="Do not show the picture while it is drawn.")
 @click.option("--no-show", is_flag=True, help="Do not show the picture in the terminal at the end.")
@@ -116,7 +112,11 @@ async def _draw(
 async def _begin(
     mesh: Mesh, prompt: str, asked: dict[str, Any], options: Mapping[str, Any], show: drawing.Display
 ) -> Drawing:
-    common: dict[str, Any] = asked | {"policy": _policy(options), "job": options["job"], "on_event": show.event}
+    common: dict[str, Any] = asked | {
+        "policy": policies.policy_of(options),
+        "job": options["job"],
+        "on_event": show.event,
+    }
     if options["edit"] is not None:
         picture = await _source(mesh, "--edit", options["edit"])
         mask = await _source(mesh, "--mask", options["mask"]) if options["mask"] else None
@@ -125,11 +125,6 @@ async def _begin(
         except OSError as error:
             raise click.BadParameter(f"{error.filename} cannot be read: {error.strerror}") from error
     return mesh.animate(prompt, **common) if options["animate"] else mesh.image(prompt, **common)
-
-
-def _policy(options: Mapping[str, Any]) -> Policy:
-    names = ("deadline_s", "prefer", "avoid")
-    return Policy(goal=options["policy"] or "balanced", **{name: options[name] for name in names})
 
 
 async def _source(mesh: Mesh, option: str, word: str) -> PictureSource:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from outbid.cli import job_listing, output, results, saving, watching
+from outbid.cli import explaining, job_listing, output, results, saving, watching
 from outbid.cli.running import JSON, STATE, duration, run
 from outbid.mesh import Mesh
 
@@ -17,7 +17,7 @@ from outbid.mesh import Mesh
 @STATE
 @JSON
 def jobs(limit: int, status: Any, state: str | None, as_json: bool) -> None:
-    """Recent jobs of all nodes, the newest first."""
+    """Jobs of all nodes, the newest first, as far as their histories go back."""
 
     async def show(mesh: Mesh) -> None:
         job_listing.jobs(await mesh.jobs(limit=limit, state=status), await mesh.nodes(), as_json=as_json)
@@ -31,10 +31,12 @@ def jobs(limit: int, status: Any, state: str | None, as_json: bool) -> None:
 @STATE
 @JSON
 def why(job: str, verbose: bool, state: str | None, as_json: bool) -> None:
-    """The bid sheet of a job: who bid what, who declined, who won and why."""
+    """The bid sheet of a job: who bid what, who declined, who won and why, how the scores come about, and what was
+    promised against what it took. Also of jobs that ended long ago, as far as the history goes back.
+    """
 
     async def show(mesh: Mesh) -> None:
-        job_listing.why(await mesh.job(job), await mesh.nodes(), verbose=verbose, as_json=as_json)
+        explaining.why(await mesh.job(job), await mesh.nodes(), verbose=verbose, as_json=as_json)
 
     run(state, show)
 

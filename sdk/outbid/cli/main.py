@@ -11,12 +11,28 @@ from typing import Any
 
 import click
 
-from outbid.cli import chatting, discovering, draining, imaging, jobs, joining, output, pulling, submitting
+from outbid.cli import (
+    calibrating,
+    chatting,
+    discovering,
+    draining,
+    exporting,
+    imaging,
+    jobs,
+    joining,
+    output,
+    pausing,
+    policies,
+    pulling,
+    submitting,
+)
 from outbid.cli.chaos import chaos
 from outbid.cli.doctor import doctor
+from outbid.cli.reporting import report
 from outbid.cli.running import JSON, STATE, passed_on, run
+from outbid.cli.sql import sql
+from outbid.cli.what_if import what_if
 from outbid.mesh import Mesh
-from outbid_contracts.policy import GOALS
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,10 +44,7 @@ def cli() -> None:
 @click.argument("prompt", required=False)
 @click.option("--model", help="Name of the model; default: each node's own default.")
 @click.option("--system", help="System message put before the prompt.")
-@click.option("--policy", type=click.Choice(GOALS), help="What counts when the bids are ranked.")
-@click.option("--deadline", "deadline_s", type=float, metavar="SECONDS", help="Give up when it takes longer.")
-@click.option("--prefer", multiple=True, metavar="NODE", help="Put this node first if it bids (repeatable).")
-@click.option("--avoid", multiple=True, metavar="NODE", help="Take this node only if no other bids (repeatable).")
+@policies.options
 @click.option("--max-tokens", type=int, help="Longest answer, in tokens.")
 @click.option("--temperature", type=float)
 @click.option("--top-p", type=float)
@@ -48,7 +61,8 @@ def chat(prompt: str | None, state: str | None, as_json: bool, **options: Any) -
     With --json: one object per line; the last has `job`, `node` and `text`.
     """
     text = prompt if prompt is not None else _from_stdin()
-    run(state, lambda mesh: chatting.chat(mesh, text, chatting.Options(**options), as_json=as_json))
+    asked = chatting.Options(policy=policies.taken(options), **options)
+    run(state, lambda mesh: chatting.chat(mesh, text, asked, as_json=as_json))
 
 
 def _from_stdin() -> str:
@@ -86,7 +100,14 @@ for command in (
     imaging.image,
     submitting.submit,
     *jobs.COMMANDS,
+    what_if,
+    sql,
+    report,
+    exporting.export,
     draining.drain,
+    calibrating.calibrate,
+    pausing.pause,
+    pausing.resume,
     *joining.COMMANDS,
     *pulling.COMMANDS,
     discovering.discover_command,

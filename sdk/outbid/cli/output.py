@@ -104,6 +104,8 @@ def _remarks(views: Sequence[NodeView]) -> Iterable[str]:
     for view in views:
         for trouble in view.presence.trouble:
             yield f"[red]{view.presence.name}: {trouble}[/red]"
+        if view.presence.in_use:
+            yield f"[yellow]{view.presence.name}: {plain(view.presence.in_use)}[/yellow]"
         for capability, why in sorted(view.presence.missing.items()):
             if not capability.startswith("test."):
                 yield f"[dim]{view.presence.name} has no {capability}: {why}[/dim]"

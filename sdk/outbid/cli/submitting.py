@@ -11,13 +11,12 @@ from typing import Any, get_args
 import click
 import msgspec
 
-from outbid.cli import output, params, watching
+from outbid.cli import output, params, policies, watching
 from outbid.cli.running import JSON, STATE, duration, run
 from outbid.jobs import Job
 from outbid.mesh import Mesh
 from outbid_contracts.durable import Priority, Submission
 from outbid_contracts.errors import OutbidError
-from outbid_contracts.policy import GOALS
 from outbid_contracts.submitting import parse_submission
 
 _FOR_ONE = ("job", "params", "words")
@@ -40,12 +39,9 @@ def _moment(text: str) -> float:
 @click.option("--delay", "delay_s", type=duration, metavar="TIME", help="Start in 10m, 2h … at the earliest.")
 @click.option("--not-before", type=_moment, metavar="WHEN", help='As "2026-11-22 02:00", local time.')
 @click.option("--after", multiple=True, metavar="JOB", help="Start when that job is done (repeatable).")
-@click.option("--deadline", "deadline_s", type=duration, metavar="TIME", help="Fail if it is not done by then.")
 @click.option("--max-attempts", type=click.IntRange(1, 1000), help="Give up after so many failed attempts.")
 @click.option("--keep", "keep_s", type=duration, metavar="TIME", help="Keep the result so long; default: 7d.")
-@click.option("--policy", type=click.Choice(GOALS), help="What counts when the bids are ranked.")
-@click.option("--prefer", multiple=True, metavar="NODE", help="Put this node first if it bids (repeatable).")
-@click.option("--avoid", multiple=True, metavar="NODE", help="Take this node only if no other bids (repeatable).")
+@policies.options
 @click.option("--job", metavar="ID", help="Name the job yourself; submitting it again gives the same job.")
 @click.option("--wait", is_flag=True, help="Wait for the result and print it.")
 @STATE
@@ -94,8 +90,7 @@ async def _handed_in(mesh: Mesh, wanted: Sequence[Submission]) -> list[Job]:
 
 def _common(capability: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `Submission` that the options give."""
-    policy = {"goal": options["policy"]} if options["policy"] else {}
-    policy |= {name: options[name] for name in ("deadline_s", "prefer", "avoid") if options[name]}
+    policy = msgspec.to_builtins(policies.policy_of(options))
     names = ("job", "priority", "delay_s", "not_before", "after", "max_attempts", "keep_s")
     fields = {name: options[name] for name in names if options[name]}
     fields |= {"capability": capability} if capability else {}
@@ -103,13 +98,13 @@ def _common(capability: str | None, options: Mapping[str, Any]) -> dict[str, Any
 
 
 async def _params(mesh: Mesh, capability: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    given = _json_object(options["params"]) if options["params"] else {}
+    given = json_object(options["params"]) if options["params"] else {}
     words = options["words"]
     schema = await params.schema_of(mesh.connection, capability) if words else None
     return given | params.read(words, schema)
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
     try:
         found = msgspec.json.decode(sys.stdin.buffer.read() if text == "-" else text)
     except msgspec.DecodeError as error:

@@ -14,7 +14,7 @@ import msgspec
 from outbid.artifacts import named_in
 from outbid.cli import output
 from outbid.cli.drawing import remaining
-from outbid.cli.job_listing import seconds
+from outbid.cli.sheets import seconds
 from outbid.jobs import Job
 from outbid_contracts.errors import from_body
 from outbid_contracts.events import (
