@@ -14,7 +14,7 @@ import functools
 import logging
 import random
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -25,10 +25,13 @@ from outbid_contracts.codec import decode, encode
 from outbid_contracts.errors import OutbidError
 from outbid_contracts.ids import NodeId
 from outbid_contracts.messages import Bid, BidSheet, CallForProposals, Considered, Decline, Job, Proposal
+from outbid_node.bidding import explain_offer, later_bid, make_bid, too_long
+from outbid_node.choosing import Want, choose, promising
 from outbid_node.client import Bus, is_no_responders
+from outbid_node.places import Place, Places, with_free
 from outbid_node.ranking import explain, rank
-from outbid_node.registry import Registry, Standing
-from outbid_node.worker import Worker, explain_offer, make_bid, too_long
+from outbid_node.registry import Registry
+from outbid_node.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,12 @@ ASK_AT_MOST = 5
 ALIKE = 1.2
 """Offers whose scores differ by less are about as good: estimates are not better than that."""
 
+ASK_BUSY = 2
+"""Busy nodes that are asked beside them, if waiting for one may be better than any of those."""
+
+CONSIDER = 12
+"""Idle and busy nodes that are compared by their standing offers to find those that are asked."""
+
 SAMPLE = 4
 """Standing offers a short job looks at, beside this node's own."""
 
@@ -52,26 +61,33 @@ LATE_S = 2.0
 
 @dataclass
 class Auction:
-    """The outcome: bids ranked, best first (excluded ones last), and the declines."""
+    """The outcome: bids ranked, best first (excluded ones last), and the declines. `refused`: nodes whose bid did not
+    hold.
+    """
 
     attempt: int
     how: str = "asked"
     opened_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
-    opened: float = field(default_factory=time.monotonic)
+    opened: float = field(default_factory=lambda: time.monotonic())
     took_ms: float = 0.0
     asked: int = 0
     ranked: list[Considered] = field(default_factory=list)
     declines: list[Decline] = field(default_factory=list)
+    refused: set[NodeId] = field(default_factory=set)
     winner: NodeId | None = None
     why: str = ""
+    waited_s: float = 0.0
+    """What the job waited before it, and for what."""
+    waited_for: str = ""
 
     @property
     def able(self) -> list[Considered]:
-        return [considered for considered in self.ranked if not considered.excluded]
+        """The bids that could be awarded now."""
+        return [c for c in self.ranked if not c.excluded and not c.bid.later]
 
     @property
     def waiting_may_help(self) -> bool:
-        return any(decline.temporary for decline in self.declines)
+        return any(d.temporary for d in self.declines) or any(c.bid.later and not c.excluded for c in self.ranked)
 
     def sheet(self) -> BidSheet:
         return BidSheet(
@@ -84,6 +100,8 @@ class Auction:
             declines=tuple(self.declines),
             winner=self.winner,
             why=self.why,
+            waited_s=self.waited_s,
+            waited_for=self.waited_for,
         )
 
 
@@ -93,78 +111,120 @@ class Auctioneer:
         self.bus = bus
         self.registry = registry
         self.worker = worker
+        self.stretch: Callable[[str, Bid], float] = lambda capability, bid: 1.0
+        """By how much this owner lengthens what a node promises for such work."""
 
-    async def hold(self, job: Job, attempt: int, excluded: Collection[NodeId]) -> Auction:
-        """Hold one auction for `job` among the nodes not in `excluded`."""
+    async def hold(self, job: Job, attempt: int, want: Want, claimed: Collection[NodeId] = ()) -> Auction:
+        """Hold one auction for `job`, as `want` says: among the nodes that it does not exclude, with what is left of
+        its deadline. The slots of `claimed` are for others that are on their way there.
+        """
         started = time.perf_counter()
         auction = Auction(attempt)
-        standing = [s for s in self.registry.standing(job.capability, job.model) if s.node not in excluded]
-        proposals = self._standing_proposals(job, standing)
+        if want.deadline is not None:
+            job = msgspec.structs.replace(job, policy=want.policy_left(time.monotonic()))
+        proposals, alone = self._standing_proposals(job, want, claimed)
         self._rank(auction, job, proposals)
         able = auction.able
-        if len(able) == 1 and len(proposals) == 1:
+        if len(able) == 1 and alone:
             auction.how = "only"
         elif able and able[0].bid.finish_s < ASK_WORTH_S:
             auction.how = "standing"
         elif able:
-            await self._ask(auction, job, standing)
+            await self._ask(auction, job)
         auction.took_ms = (time.perf_counter() - started) * 1000
         return auction
 
+    def choice(self, auction: Auction, want: Want) -> Considered | None:
+        """The bid to award now, or the later one to wait for."""
+        left = auction.ranked
+        if auction.refused:
+            left = [c for c in left if c.bid.later or c.bid.node not in auction.refused]
+        if left and not left[0].bid.later and not left[0].excluded:
+            return left[0]
+        now = time.monotonic()
+        return choose(left, want.policy_left(now), want.waited_s(now))
+
+    def refused(self, auction: Auction, job: Job, decline: Decline) -> None:
+        """A bid did not hold: its slot is another's now, and will be free again."""
+        auction.refused.add(decline.node)
+        auction.declines.append(decline)
+        place = self.registry.places(job.capability, job.model).get(decline.node)
+        if place is not None and place.free <= 0 and isinstance(bid := self._standing_proposal(job, place), Bid):
+            auction.ranked += self._ranked(job, [bid])
+
     # -- from standing offers -------------------------------------------------------------------------------------
 
-    def _standing_proposals(self, job: Job, standing: Sequence[Standing]) -> list[Proposal]:
-        looked_at = self._sample(job, standing)
-        proposals = [self._standing_proposal(job, s) for s in looked_at]
-        if len(looked_at) < len(standing) and not any(isinstance(p, Bid) for p in proposals):
-            proposals = [self._standing_proposal(job, s) for s in standing]
-        return proposals
+    def _standing_proposals(self, job: Job, want: Want, claimed: Collection[NodeId]) -> tuple[list[Proposal], bool]:
+        """Of the nodes worth looking at, and whether there is only one such node at all."""
+        places = self.registry.places(job.capability, job.model)
+        looked_at = self._sample(job, want, places)
+        unclaimed = [place for place in looked_at if place.node not in claimed] if claimed else looked_at
+        proposals = [self._standing_proposal(job, place) for place in unclaimed or looked_at]
+        if len(looked_at) < len(places) and not any(isinstance(p, Bid) for p in proposals):
+            proposals = [self._standing_proposal(job, p) for p in places if p.node not in want.excluded]
+        return proposals, len(looked_at) == 1
 
-    def _sample(self, job: Job, standing: Sequence[Standing]) -> Sequence[Standing]:
-        """All of them, but for a short job to which all are equal, on a large mesh, this node and a random few."""
-        if len(standing) <= SAMPLE + 1 or job.policy.prefer or job.policy.avoid:
-            return standing
-        quick = make_bid(self.me, job.id, standing[0].offer, job.work, zone="lan", why="")
-        if quick.finish_s >= ASK_WORTH_S:
-            return standing
-        mine = [s for s in standing if s.node == self.me]
-        return mine + random.sample([s for s in standing if s.node != self.me], SAMPLE)
+    def _sample(self, job: Job, want: Want, places: Places) -> Sequence[Place]:
+        """All of a few. Of many, for a short job to which all are equal this node and a random few, else the most
+        promising.
+        """
+        if len(places) <= SAMPLE + 1:
+            return [place for place in places if place.node not in want.excluded]
+        some = next(iter(places))
+        if not (job.policy.prefer or job.policy.avoid) and want.alone_s(some) < ASK_WORTH_S:
+            mine = [place for place in (places.get(self.me),) if place is not None]
+            others = [place for place in places if place.node != self.me and place.node not in want.excluded]
+            return [*mine, *random.sample(others, min(SAMPLE, len(others)))]
+        return promising(want, places, time.monotonic(), CONSIDER)
 
-    def _standing_proposal(self, job: Job, standing: Standing) -> Proposal:
-        offer, node = standing.offer, standing.node
+    def _standing_proposal(self, job: Job, place: Place) -> Proposal:
+        offer, node = place.offer, place.node
         if node == self.me:
             return self._own(job)
         if offer.blocked:
             return Decline(node=node, job=job.id, code="blocked", reason=offer.blocked, temporary=offer.waiting_helps)
-        if standing.free <= 0:
-            reason = f"all {offer.slots} slots are taken"
-            return Decline(node=node, job=job.id, code="busy", reason=reason, temporary=True)
-        offer = msgspec.structs.replace(offer, free=standing.free)
-        zone = standing.presence.zone
         if reason := too_long(offer, job.work):
             return Decline(node=node, job=job.id, code="blocked", reason=reason, temporary=True)
-        bid = make_bid(node, job.id, offer, job.work, zone=zone, why=explain_offer(offer), standing=True)
-        return _later(bid, standing.rtt_s)
+        if place.free > 0:
+            offer = with_free(offer, place.free)
+            why = explain_offer(offer)
+            bid = make_bid(node, job.id, offer, job.work, zone=place.zone, why=why, standing=True)
+            return _later(bid, place.way_s)
+        if (start_s := place.frees_in(time.monotonic())) is not None:
+            bid = later_bid(node, job.id, offer, job.work, start_s=start_s, zone=place.zone, standing=True)
+            return _later(bid, place.way_s)
+        reason = f"all {offer.slots} slots are taken"
+        return Decline(node=node, job=job.id, code="busy", reason=reason, temporary=True)
 
     def _own(self, job: Job) -> Proposal:
         proposal = self.worker.propose(_cfp(job))
-        if isinstance(proposal, Decline):
-            self.registry.note_full(self.me, job.capability, job.model)
+        self._note(job, self.me, proposal)
         return msgspec.structs.replace(proposal, zone="here") if isinstance(proposal, Bid) else proposal
+
+    def _note(self, job: Job, node: NodeId, proposal: Proposal) -> None:
+        """What an answer says about the node's slots."""
+        if isinstance(proposal, Decline):
+            self.registry.note_full(node, job.capability, job.model)
+        elif proposal.later:
+            self.registry.note_later(node, job.capability, job.model, proposal.start_s)
 
     # -- by asking ------------------------------------------------------------------------------------------------
 
-    async def _ask(self, auction: Auction, job: Job, standing: Sequence[Standing]) -> None:
+    async def _ask(self, auction: Auction, job: Job) -> None:
         """Replace the standing offers of the most promising nodes by their answers of this moment."""
-        promising = [considered.bid.node for considered in _promising(auction.able, job)]
-        if self.me not in promising and any(considered.bid.node == self.me for considered in auction.able):
-            promising.append(self.me)  # which costs nothing, and keeps its own slot from idling if the others refuse
-        remote = [node for node in promising if node != self.me]
-        proposals: list[Proposal] = [self._own(job)] if self.me in promising else []
+        able = auction.able
+        asked = [considered.bid.node for considered in _promising(able, job)]
+        if self.me not in asked and any(considered.bid.node == self.me for considered in able):
+            asked.append(self.me)  # which costs nothing, and keeps its own slot from idling if the others refuse
+        later = [c for c in auction.ranked if c.bid.later and not c.excluded]
+        asked += [c.bid.node for c in later if c.score < able[0].score][:ASK_BUSY]
+        remote = [node for node in asked if node != self.me]
+        proposals: list[Proposal] = [self._own(job)] if self.me in asked else []
         proposals += await self._collect(job, remote)
-        auction.asked = len(promising)
-        asked = {proposal.node for proposal in proposals}
-        auction.declines = [decline for decline in auction.declines if decline.node not in asked]
+        auction.asked = len(asked)
+        answered = {proposal.node for proposal in proposals}
+        auction.declines = [decline for decline in auction.declines if decline.node not in answered]
+        proposals += [c.bid for c in later if c.bid.node not in answered][:ASK_AT_MOST]
         self._rank(auction, job, proposals)
 
     async def _collect(self, job: Job, nodes: Sequence[NodeId]) -> list[Proposal]:
@@ -180,9 +240,8 @@ class Auctioneer:
 
         def take(node: NodeId, msg: Msg) -> None:
             answer = self._read_proposal(job, node, msg)
-            if isinstance(answer, Decline):
-                self.registry.note_full(node, job.capability, job.model)
             if answer is not None and node not in answers:
+                self._note(job, node, answer)
                 rtt_s = time.perf_counter() - started
                 self.registry.note_rtt(node, rtt_s)
                 answers[node] = _later(answer, rtt_s) if isinstance(answer, Bid) else answer
@@ -228,9 +287,14 @@ class Auctioneer:
         return proposal if (proposal.job, proposal.node) == (job.id, node) else None
 
     def _rank(self, auction: Auction, job: Job, proposals: Sequence[Proposal]) -> None:
-        auction.ranked = rank((p for p in proposals if isinstance(p, Bid)), job.policy, self.registry.names())
+        auction.ranked = self._ranked(job, [p for p in proposals if isinstance(p, Bid)])
         auction.declines += [p for p in proposals if isinstance(p, Decline)]
         auction.why = explain(auction.ranked, job.policy) if auction.ranked else ""
+
+    def _ranked(self, job: Job, bids: Sequence[Bid]) -> list[Considered]:
+        name_of = self.registry.name_of
+        names: dict[str, str] = {bid.node: name_of(bid.node) for bid in bids}
+        return rank(bids, job.policy, names, functools.partial(self.stretch, job.capability))
 
 
 def _promising(able: Sequence[Considered], job: Job) -> Sequence[Considered]:
@@ -249,6 +313,7 @@ def _cfp(job: Job) -> CallForProposals:
         work=job.work,
         model=job.model,
         policy=job.policy,
+        durable=job.durable,
     )
 
 

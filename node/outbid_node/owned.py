@@ -17,6 +17,7 @@ from outbid_contracts.ids import NodeId
 from outbid_contracts.messages import AttemptRecord, Checkpoint, Done, Failed, Job, JobRecord, JobState, Outcome
 from outbid_node.auction import ASK_WORTH_S, Auction
 from outbid_node.checkpoints import Saved
+from outbid_node.choosing import Want
 from outbid_node.delivered import Delivered
 from outbid_node.waiting import Ticket
 
@@ -57,7 +58,7 @@ class OwnedJob:
     attempts: list[AttemptRecord] = field(default_factory=list)
     auctions: list[Auction] = field(default_factory=list)
     failed_on: set[NodeId] = field(default_factory=set)
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: time.monotonic())
     awarded: float = 0.0
     ended_ms: int | None = None
     promised_s: float | None = None
@@ -82,6 +83,9 @@ class OwnedJob:
     """On the monotonic clock."""
     taken: int = 0
     """The attempt whose settlement was accepted last."""
+    energy_j: float | None = None
+    cost_usd: float | None = None
+    """What that attempt took, as its node says."""
     concluded: asyncio.Future[None] | None = None
     """Of that settlement: done when what follows from it is on disk."""
     sealing: bool = False
@@ -96,6 +100,19 @@ class OwnedJob:
         if self.deadline is not None:
             return max(0.0, self.deadline - time.monotonic())
         return self.job.policy.deadline_s
+
+    @property
+    def waited_s(self) -> float:
+        """Since it came, or since its attempt before ended."""
+        since_ms = self.attempts[-1].ended_ms if self.attempts else None
+        return max(0.0, (now_ms() - (since_ms or self.job.created_ms)) / 1000)
+
+    def want(self) -> Want:
+        """What its place in the queue stands for."""
+        limit_s = self.job.policy.deadline_s
+        deadline = self.deadline if self.deadline is not None or limit_s is None else self.started + limit_s
+        job = self.delivered.rest(self.job) if self.delivered is not None and self.attempts else self.job
+        return Want(job.work, job.policy, self.failed_on, deadline)
 
     @property
     def tries(self) -> int:
@@ -179,9 +196,16 @@ class OwnedJob:
 
     def close_attempt(self, error: OutbidError | None, traceback: str) -> None:
         """The newest attempt has ended, now."""
-        body = error.body() if error else None
+        newest = self.attempts[-1]
+        settled = self.taken == newest.attempt
         self.attempts[-1] = msgspec.structs.replace(
-            self.attempts[-1], ended_ms=now_ms(), error=body, traceback=traceback
+            newest,
+            ended_ms=now_ms(),
+            error=error.body() if error else None,
+            traceback=traceback,
+            took_s=time.monotonic() - self.awarded if settled else None,
+            energy_j=self.energy_j if settled else None,
+            cost_usd=self.cost_usd if settled else None,
         )
 
     def end_with(self, error: OutbidError, state: JobState) -> OutbidError:
@@ -212,6 +236,7 @@ class OwnedJob:
             timings=self.timings,
             promised_s=self.promised_s,
             took_s=self.took_s,
+            submitter=self.job.submitter,
             **_of_durable(self.terms),
         )
 

@@ -52,6 +52,7 @@ from outbid_node.auction import Auctioneer
 from outbid_node.checkpoints import Checkpoints
 from outbid_node.client import Bus
 from outbid_node.delivered import Delivered
+from outbid_node.estimating.trust import Trust
 from outbid_node.owned import OwnedJob, now_ms
 from outbid_node.placing import Placer, Unplaced
 from outbid_node.registry import Registry
@@ -87,8 +88,12 @@ class Owner:
         self.me = me
         self.bus = bus
         self.registry = registry
+        self.waiting = waiting
+        waiting.quotas.running = self._running_of
         self._cancel_here = cancel_here
         self.checkpoints = Checkpoints()
+        self.trust = Trust()
+        registry.stretch = self.trust.stretch
         self.placer = Placer(
             me=me,
             bus=bus,
@@ -107,6 +112,9 @@ class Owner:
         """Set while jobs run; whoever watches over them sleeps otherwise. `idle` is its opposite."""
         self.idle = asyncio.Event()
         self.idle.set()
+        self.on_ended: Callable[[OwnedJob], None] = lambda owned: None
+        self.on_lost: Callable[[OwnedJob, NodeId, str], None] = lambda owned, node, code: None
+        """An attempt there failed, with that error's code."""
         registry.on_change.append(self._node_changed)
 
     # -- what faces ask -------------------------------------------------------------------------------------------
@@ -117,7 +125,8 @@ class Owner:
     def accept(
         self, job: Job, tell: Callable[[Any], None], delivered: Delivered | None = None, floor: int = 0
     ) -> OwnedJob:
-        """Take the job on; `await owned.task` is its result, or raises what ended it."""
+        """Take the job on; `await owned.task` is its result, or raises what ended it. Raises Busy beyond a quota."""
+        self.waiting.quotas.admit(job.submitter)
         self.ended.pop(job.id, None)
         return self.drive(OwnedJob(job, tell, delivered=delivered, floor=floor))
 
@@ -237,7 +246,7 @@ class Owner:
         owned = self._current(settle.job, settle.attempt)
         if owned is None or owned.outcome is None:
             return False
-        owned.taken = settle.attempt
+        owned.taken, owned.energy_j, owned.cost_usd = settle.attempt, settle.energy_j, settle.cost_usd
         if settle.node != self.me:
             self.registry.note_free(settle.node, owned.job.capability, owned.ran_model, settle.free)
         owned.outcome.set_result(settle.outcome)
@@ -326,6 +335,12 @@ class Owner:
                 await owned.delivered.end()
             owned.conclude()
 
+    def _judge(self, owned: OwnedJob, node: NodeId, *, done: bool) -> None:
+        """Hold the node's promise against what the attempt took, from its award to now."""
+        if owned.promised_s is not None and owned.awarded:
+            took_s = time.monotonic() - owned.awarded
+            self.trust.note(node, owned.job.capability, owned.promised_s, took_s, done=done)
+
     def _complete(self, owned: OwnedJob) -> Finished:
         """The caller has all of it. Under a number of its own: a result that the lost attempt still brings is stale."""
         whole = owned.whole()
@@ -345,6 +360,7 @@ class Owner:
         if isinstance(outcome, Done):
             owned.took_s = time.monotonic() - owned.awarded
             owned.timings = outcome.timings
+            self._judge(owned, node, done=True)
             owned.close_attempt(None, "")
             return Finished(
                 job=owned.job.id,
@@ -355,6 +371,7 @@ class Owner:
                 chunks=outcome.chunks,
                 timings=outcome.timings,
             )
+        self._judge(owned, node, done=False)
         if isinstance(outcome, Stopped):
             owned.close_attempt(Cancelled(), "")
             if owned.cancelling:
@@ -367,6 +384,7 @@ class Owner:
         if not outcome.retry and not resumed:  # what a resumed attempt was asked is ours, not the caller's
             raise error
         log.warning("%s failed: %s", owned.job.id, error, extra={"action": "attempt_failed", "node": node})
+        self.on_lost(owned, node, error.code)
         if not isinstance(error, Draining):
             owned.failed_on.add(node)
         owned.state, owned.node = "waiting", None
@@ -393,6 +411,11 @@ class Owner:
         if owned.finished is not None:
             end = msgspec.structs.replace(owned.finished, result={})
         self.bus.post(subjects.job_event(owned.job.id), encode(end, Format.JSON))
+
+    def _running_of(self, submitter: str) -> int:
+        """Jobs of that submitter with an attempt under way."""
+        mine = (owned for owned in self.running.values() if owned.job.submitter == submitter)
+        return sum(o.state == "running" and o.outcome is not None and not o.outcome.done() for o in mine)
 
     # -- helpers --------------------------------------------------------------------------------------------------
 
@@ -422,6 +445,7 @@ class Owner:
     def _abandon(self, owned: OwnedJob) -> None:
         """Whoever waited for the outcome gave up, so nobody would take it: stop the attempt."""
         if owned.outcome is not None and owned.node is not None:
+            self._judge(owned, owned.node, done=False)
             self._stop_attempt(owned, owned.node)
 
     def _retire(self, owned: OwnedJob) -> None:
@@ -446,6 +470,7 @@ class Owner:
         self._tell_end(owned)
         owned.job = msgspec.structs.replace(owned.job, params={})
         self.ended[owned.job.id] = owned
+        self.on_ended(owned)
         while len(self.ended) > KEEP_ENDED:
             self.ended.popitem(last=False)
 

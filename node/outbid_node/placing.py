@@ -27,10 +27,11 @@ from outbid_contracts.policy import Policy
 from outbid_node import reasons
 from outbid_node.auction import ALIKE, Auction, Auctioneer
 from outbid_node.checkpoints import Checkpoints, Saved, going_on, rest_of
+from outbid_node.choosing import Want, waits_for
 from outbid_node.client import Bus, NoResponders
 from outbid_node.owned import OwnedJob, now_ms
 from outbid_node.registry import Registry
-from outbid_node.waiting import WaitingRoom
+from outbid_node.waiting import Ticket, WaitingRoom
 
 AWARD_TIMEOUT_S = 1.0
 
@@ -73,23 +74,21 @@ class Placer:
         durable job that nobody can do now.
         """
         job = owned.job
-        ticket = owned.ticket or await self.waiting.enter(job, owned.tell)
+        ticket = owned.ticket or await self.waiting.enter(job, owned.tell, owned.want)
         owned.ticket = None
         try:
             for turn in itertools.count():
                 if owned.tries >= self.most(owned):
                     raise reasons.exhausted(owned.attempts, self.registry)
                 saved = await self.checkpoints.of(job, owned.attempts)
-                auction = await self._auction(owned, saved)
+                auction = await self._auction(owned, ticket, saved)
                 owned.auctions.append(auction)
-                for considered in auction.able:
-                    if await self._award(owned, considered, auction, saved):
-                        return
+                if await self._award_best(owned, auction, ticket.want, saved):
+                    return
                 if not auction.waiting_may_help:
                     raise self._no_bid(owned, auction)
                 owned.auctions.pop()
-                self._tell(owned, Waiting(job=job.id, reason=reasons.declines(auction, self.registry)))
-                await self.waiting.wait(ticket)
+                await self._wait(owned, ticket, auction)
                 # Room that is not there after all must not make this loop spin.
                 await asyncio.sleep(min(0.25, 0.002 * turn))
         finally:
@@ -98,34 +97,54 @@ class Placer:
     def most(self, owned: OwnedJob) -> int:
         return (owned.terms.max_attempts if owned.terms else None) or self.max_attempts
 
-    async def _auction(self, owned: OwnedJob, saved: Saved | None) -> Auction:
+    async def _auction(self, owned: OwnedJob, ticket: Ticket, saved: Saved | None) -> Auction:
         """Without the nodes where an attempt failed, unless nobody else is left; the rest of a job by the model that
         began it, unless nobody has it.
         """
+        hold, want, number = self.auctioneer.hold, ticket.want, owned.number + 1
         rest = owned.delivered.rest(owned.job) if owned.delivered else rest_of(owned.job, saved)
-        auction = await self.auctioneer.hold(rest, owned.number + 1, owned.failed_on)
+        claimed = self.waiting.claimed(ticket)
+        auction = await hold(rest, number, want, claimed)
         if owned.failed_on and not auction.able and not auction.waiting_may_help:
-            auction = await self.auctioneer.hold(rest, owned.number + 1, ())
+            auction = await hold(rest, number, want.without_exclusions())
         if rest.model != owned.job.model and not auction.able and not auction.waiting_may_help:
-            auction = await self.auctioneer.hold(owned.job, owned.number + 1, owned.failed_on)
+            auction = await hold(owned.job, number, want, claimed)
+        if ticket.waited:
+            auction.waited_s, auction.waited_for = owned.waited_s, ticket.reason
         if saved is not None:
             standing = self.registry.standing(owned.job.capability, saved.checkpoint.model)
             same = {s.node for s in standing if s.offer.device == saved.checkpoint.device}
             same_device_first(auction, owned.job.policy, same)
         return auction
 
+    async def _award_best(self, owned: OwnedJob, auction: Auction, want: Want, saved: Saved | None) -> bool:
+        """Award the best bid, then the next best, as long as that is better than waiting. False if nobody took it."""
+        while (best := self.auctioneer.choice(auction, want)) is not None and not best.bid.later:
+            if await self._award(owned, best, auction, saved):
+                return True
+        return False
+
+    async def _wait(self, owned: OwnedJob, ticket: Ticket, auction: Auction) -> None:
+        """Until its turn comes again."""
+        want = ticket.want
+        best = self.auctioneer.choice(auction, want)
+        if best is not None:
+            ticket.wait = waits_for(best, auction.able, want)
+        reason = ticket.reason or reasons.declines(auction, self.registry)
+        self._tell(owned, Waiting(job=owned.job.id, reason=reason))
+        await self.waiting.wait(ticket)
+
     async def _award(self, owned: OwnedJob, considered: Considered, auction: Auction, saved: Saved | None) -> bool:
         bid = considered.bid
         if self.registry.took_last(bid.node, owned.job.capability, bid.model, auction.opened):
             reason = "its slots went to other jobs meanwhile"
-            auction.declines.append(
-                Decline(node=bid.node, job=owned.job.id, code="busy", reason=reason, temporary=True)
-            )
+            decline = Decline(node=bid.node, job=owned.job.id, code="busy", reason=reason, temporary=True)
+            self.auctioneer.refused(auction, owned.job, decline)
             return False
         owned.number = max(owned.number, owned.floor) + 1
         owned.outcome = asyncio.get_running_loop().create_future()
         owned.node, owned.name = bid.node, considered.name
-        self.registry.take(bid.node, owned.job.capability, bid.model)
+        self.registry.take(bid.node, owned.job.capability, bid.model, considered.stretch * bid.finish_s)
         owned.awarded = time.monotonic()
         award = Award(job=owned.job, attempt=owned.number, bid_id=bid.bid_id)
         if owned.delivered is not None:
@@ -145,9 +164,10 @@ class Placer:
         owned.node = owned.outcome = None
         # Now, not once all have refused: by then the node may have said that it has room again.
         self.registry.note_full(bid.node, owned.job.capability, bid.model)
-        auction.declines.append(
-            Decline(node=bid.node, job=owned.job.id, code=reply.code, reason=reply.reason, temporary=reply.temporary)
+        decline = Decline(
+            node=bid.node, job=owned.job.id, code=reply.code, reason=reply.reason, temporary=reply.temporary
         )
+        self.auctioneer.refused(auction, owned.job, decline)
         return False
 
     async def _send_award(self, owned: OwnedJob, award: Award, bid: Bid) -> AwardReply:
@@ -178,9 +198,20 @@ class Placer:
         auction.winner = bid.node
         if auction.able and auction.able[0] is not considered:
             auction.why = f"{considered.name} took it after {auction.able[0].name} refused"
+        elif auction.ranked[0].bid.later:
+            auction.why = f"{considered.name} can begin now; waiting for {auction.ranked[0].name} would gain too little"
         owned.state = "running"
         owned.promised_s = bid.finish_s
-        owned.attempts.append(AttemptRecord(attempt=owned.number, node=bid.node, started_ms=now_ms(), step=owned.step))
+        owned.attempts.append(
+            AttemptRecord(
+                attempt=owned.number,
+                node=bid.node,
+                started_ms=now_ms(),
+                step=owned.step,
+                promised_s=bid.finish_s,
+                promised_p90_s=bid.finish_p90_s,
+            )
+        )
         self._tell(owned, owned.award_event(owned.delivered.base if owned.delivered else 0))
         if owned.recorder is not None:
             owned.recorder.awarded(owned)

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from bisect import insort
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+
+import msgspec
 
 from outbid_contracts.ids import NodeId
 from outbid_contracts.messages import Offer, Presence
+from outbid_node.places import Place, Places
 
 log = logging.getLogger(__name__)
 
@@ -25,23 +29,32 @@ GONE_AFTER_S = BEAT_S * MISSED_BEATS + 0.2
 REMEMBERED_S = 300.0
 """How long a node that went without a word is remembered."""
 
+UNKNOWN_RTT_S = 0.001
+"""Of a node that was never asked."""
+
+NOTED_S = 0.05
+"""A slot that is taken for less is not noted as free again at some moment: that moment is now."""
+
+MOVED_S, MOVED = 0.2, 0.1
+"""The moment when a slot will be free has changed if it differs by so many seconds and this part of what is left."""
+
+MAX_KEYS = 256
+"""Kinds of work whose places are kept arranged; the one that was asked for first goes."""
+
 OfferKey = tuple[str, str | None]
 
 
 @dataclass(slots=True)
 class Peer:
     """One node as this one sees it. Times are of the monotonic clock; `rtt_s` is a running mean of request round
-    trips.
+    trips. `places` has each of its offers, with the free slots this owner believes in now.
     """
 
     presence: Presence
     seen: float
-    free: dict[OfferKey, int] = field(default_factory=dict)
+    places: dict[OfferKey, Place] = field(default_factory=dict)
     taken: dict[OfferKey, float] = field(default_factory=dict)
     rtt_s: float | None = None
-
-    def free_of(self, offer: Offer) -> int:
-        return self.free.get((offer.capability, offer.model), offer.free)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +75,10 @@ class Registry:
         self.me = me
         self._peers: dict[NodeId, Peer] = {}
         self._lost: dict[NodeId, Peer] = {}
+        self._places: dict[OfferKey, Places] = {}
         self.on_change: list[Callable[[NodeId, str], None]] = []
+        self.stretch: Callable[[NodeId, str], float] = lambda node, capability: 1.0
+        """By how much the promises of that node for that capability run short."""
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -94,20 +110,22 @@ class Registry:
             return
         now = time.monotonic()
         if known is None or known.presence.boot != presence.boot:
-            self._peers[presence.node] = Peer(presence, now)
             what = "appeared" if known is None else "restarted"
+            self._withdraw(known)
+            known = self._peers[presence.node] = Peer(presence, now)
             log.info("node %s %s", presence.name, what, extra={"action": f"node_{what}", "node": presence.node})
-            self._changed(presence.node, what)
-            return
-        known.presence, known.seen = presence, now
-        known.free.clear()
-        self._changed(presence.node, "beat")
+        else:
+            what = "beat"
+            known.presence, known.seen = presence, now
+        self._take_in(known)
+        self._changed(presence.node, what)
 
     def drop(self, node: NodeId, why: str) -> None:
         peer = self._peers.pop(node, None)
         if peer is not None:
             if why != "left":
                 self._lost[node] = peer
+            self._withdraw(peer)
             log.info("node %s %s", peer.presence.name, why, extra={"action": "node_gone", "node": node})
             self._changed(node, "gone")
 
@@ -127,65 +145,182 @@ class Registry:
             self.drop(node, "fell silent")
         return silent
 
+    # -- slots ----------------------------------------------------------------------------------------------------
+
     def note_free(self, node: NodeId, capability: str, model: str | None, free: int) -> None:
         """The node itself said how many more such jobs it can start now."""
-        peer = self._peers.get(node)
-        if peer is None:
+        place = self._place(node, capability, model)
+        if place is None:
             return
-        before = peer.free.get((capability, model), 0)
-        peer.free[(capability, model)] = free
+        before, place.free = place.free, free
+        if place.frees:
+            place.frees = place.frees[max(0, len(place.frees) - max(0, place.offer.slots - free)) :]
+        self._touch(place)
         if free > before:
             self._changed(node, "room")
 
-    def take(self, node: NodeId, capability: str, model: str | None) -> None:
-        """This owner sends an award there: one slot less until the node says otherwise."""
-        peer = self._peers.get(node)
-        if peer is None:
+    def take(self, node: NodeId, capability: str, model: str | None, finish_s: float | None = None) -> None:
+        """This owner sends an award there: one slot less until the node says otherwise, expected to be free again in
+        `finish_s`.
+        """
+        place = self._place(node, capability, model)
+        if place is None:
             return
-        for offer in peer.presence.offers:
-            if offer.capability == capability and offer.model == model:
-                peer.free[(capability, model)] = max(0, peer.free_of(offer) - 1)
-                peer.taken[(capability, model)] = time.monotonic()
-                return
+        now = time.monotonic()
+        place.free = max(0, place.free - 1)
+        if finish_s is not None and finish_s >= NOTED_S:
+            frees = list(place.frees)
+            insort(frees, now + finish_s)
+            place.frees = tuple(frees)
+        self._peers[node].taken[(capability, model)] = now
+        self._touch(place)
 
     def took_last(self, node: NodeId, capability: str, model: str | None, since: float) -> bool:
         """Whether this owner sent an award for the last free slot there after that moment."""
-        peer, key = self._peers.get(node), (capability, model)
-        return peer is not None and peer.free.get(key) == 0 and peer.taken.get(key, 0.0) > since
+        place = self._place(node, capability, model)
+        taken = self._peers[node].taken.get((capability, model), 0.0) if place is not None else 0.0
+        return place is not None and place.free == 0 and taken > since
 
     def note_full(self, node: NodeId, capability: str, model: str | None) -> None:
         """It just declined such a job: believe in no free slot there until it says otherwise."""
-        peer = self._peers.get(node)
-        for offer in peer.presence.offers if peer else ():
-            if offer.capability == capability and (offer.model == model if model else offer.default):
-                peer.free[(capability, offer.model)] = 0  # type: ignore[union-attr]
+        for place in self._meant(node, capability, model):
+            place.free = 0
+            self._touch(place)
+
+    def note_later(self, node: NodeId, capability: str, model: str | None, start_s: float) -> None:
+        """It just said that all its slots are taken, and when the first is expected to be free."""
+        first = time.monotonic() + start_s
+        for place in self._meant(node, capability, model):
+            place.free = 0
+            place.frees = (first, *(free for free in place.frees[1:] if free > first))
+            self._touch(place)
 
     def note_rtt(self, node: NodeId, rtt_s: float) -> None:
         peer = self._peers.get(node)
         if peer is not None:
             peer.rtt_s = rtt_s if peer.rtt_s is None else 0.8 * peer.rtt_s + 0.2 * rtt_s
 
+    # -- offers ---------------------------------------------------------------------------------------------------
+
+    def places(self, capability: str, model: str | None) -> Places:
+        """All offers for that work, kept up to date: of the named model, or each node's default model if none is
+        named.
+        """
+        key = (capability, model)
+        known = self._places.get(key)
+        if known is None:
+            if len(self._places) >= MAX_KEYS:
+                del self._places[next(iter(self._places))]
+            known = self._places[key] = Places(
+                place
+                for peer in self._peers.values()
+                if peer.presence.state == "up"
+                for place in peer.places.values()
+                if key in _keys(place.offer)
+            )
+        return known
+
     def standing(self, capability: str, model: str | None) -> list[Standing]:
-        """Offers for that work: of the named model, or each node's default model if none is named."""
-        found = []
-        for node, peer in self._peers.items():
-            if peer.presence.state != "up":
-                continue
-            for offer in peer.presence.offers:
-                if offer.capability == capability and (offer.model == model if model else offer.default):
-                    rtt_s = 0.0 if node == self.me else (peer.rtt_s or 0.001)
-                    found.append(Standing(node, peer.presence, offer, peer.free_of(offer), rtt_s))
-        return found
+        """The same as a list."""
+        return [self.standing_of(place) for place in self.places(capability, model)]
+
+    def standing_of(self, place: Place) -> Standing:
+        peer = self._peers[place.node]
+        rtt_s = 0.0 if place.node == self.me else (peer.rtt_s or UNKNOWN_RTT_S)
+        return Standing(place.node, peer.presence, place.offer, place.free, rtt_s)
 
     def elsewhere(self, capability: str, model: str | None) -> bool:
         """Whether another node could do such work."""
-        return any(s.node != self.me and not s.offer.blocked for s in self.standing(capability, model))
+        return any(p.node != self.me and not p.offer.blocked for p in self.places(capability, model))
 
     def known_capabilities(self) -> set[str]:
         return {offer.capability for peer in self for offer in peer.presence.offers} | {
             name for peer in self for name in peer.presence.missing
         }
 
+    # -- places ---------------------------------------------------------------------------------------------------
+
+    def _take_in(self, peer: Peer) -> None:
+        """Bring its places up to its newest presence, which was just received."""
+        presence, before = peer.presence, peer.places
+        peer.places = {}
+        for offer in presence.offers:
+            key = (offer.capability, offer.model)
+            place = before.pop(key, None)
+            if place is None:
+                place = Place(presence.node, offer, offer.free)
+            elif place.offer.default != offer.default:
+                self._leave(place)
+            peer.places[key] = place
+            self._renew(place, offer, peer)
+        for place in before.values():
+            self._leave(place)
+
+    def _renew(self, place: Place, offer: Offer, peer: Peer) -> None:
+        """A heartbeat that says nothing new leaves the orders alone: there are as many a second as nodes."""
+        before, far_s = (place.offer, place.free, place.stretch), place.frees
+        if not _same(place.offer, offer):
+            place.offer = offer
+        place.free = offer.free
+        place.frees = tuple(peer.seen + frees_s for frees_s in offer.frees_s)
+        place.zone = "here" if place.node == self.me else peer.presence.zone
+        place.name = peer.presence.name
+        place.way_s = 0.0 if place.node == self.me else (peer.rtt_s or UNKNOWN_RTT_S)
+        place.stretch = self.stretch(place.node, offer.capability)
+        changed = before != (place.offer, place.free, place.stretch) or _moved(far_s, place.frees, peer.seen)
+        for key in _keys(offer):
+            if (places := self._places.get(key)) is None:
+                continue
+            if peer.presence.state != "up":
+                places.drop(place.node)
+            elif changed or places.get(place.node) is not place:
+                places.put(place)
+
+    def _withdraw(self, peer: Peer | None) -> None:
+        for place in peer.places.values() if peer is not None else ():
+            self._leave(place)
+
+    def _leave(self, place: Place) -> None:
+        for key in _keys(place.offer):
+            places = self._places.get(key)
+            if places is not None and places.get(place.node) is place:
+                places.drop(place.node)
+
+    def _touch(self, place: Place) -> None:
+        for key in _keys(place.offer):
+            if (places := self._places.get(key)) is not None:
+                places.changed(place.node)
+
+    def _place(self, node: NodeId, capability: str, model: str | None) -> Place | None:
+        peer = self._peers.get(node)
+        return peer.places.get((capability, model)) if peer is not None else None
+
+    def _meant(self, node: NodeId, capability: str, model: str | None) -> Iterable[Place]:
+        """Of that model, or of the node's default model if none is named."""
+        peer = self._peers.get(node)
+        for place in peer.places.values() if peer is not None else ():
+            offer = place.offer
+            if offer.capability == capability and (offer.model == model if model else offer.default):
+                yield place
+
     def _changed(self, node: NodeId, what: str) -> None:
         for callback in self.on_change:
             callback(node, what)
+
+
+def _keys(offer: Offer) -> tuple[OfferKey, ...]:
+    """By which it can be asked for."""
+    named = (offer.capability, offer.model)
+    return (named, (offer.capability, None)) if offer.default and offer.model is not None else (named,)
+
+
+def _moved(before: tuple[float, ...], after: tuple[float, ...], now: float) -> bool:
+    """Whether slots will be free at other times, but for what is within the uncertainty of that."""
+    if len(before) != len(after):
+        return True
+    return any(abs(b - a) > MOVED_S + MOVED * max(0.0, a - now) for b, a in zip(before, after, strict=True))
+
+
+def _same(one: Offer, other: Offer) -> bool:
+    """But for what a place keeps itself: free slots, and when others will be free."""
+    return one == msgspec.structs.replace(other, free=one.free, frees_s=one.frees_s)

@@ -1,22 +1,29 @@
-"""Where jobs wait while every able node is busy: at their owner, in order, until a slot is free (late binding).
+"""Where jobs wait at their owner: while every able node is busy, or for one that is worth waiting for (late binding).
 
-The order is by time of creation, set back for less urgent jobs (`AHEAD_S`), so that nothing starves. A durable job
-waits as a mere ticket: a hundred thousand of them cost no tasks.
+Submitters have fair shares (`shares`); within one the order is by time of creation, set back for less urgent jobs
+(`AHEAD_S`) and for long ones (`SHORTER_FIRST`), so that nothing starves. Who goes where is `choosing.plan`'s. A durable
+job waits as a mere ticket: a hundred thousand of them cost no tasks.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
 import itertools
-from collections.abc import Callable
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from outbid_contracts.errors import Busy
 from outbid_contracts.events import Waiting
 from outbid_contracts.ids import NodeId
-from outbid_contracts.messages import Job
+from outbid_contracts.messages import Job, Work
+from outbid_contracts.policy import Policy
+from outbid_node.choosing import LOOK_AHEAD, Wait, Want, plan
+from outbid_node.quotas import Quotas
 from outbid_node.registry import OfferKey, Registry
+from outbid_node.shares import Line
 
 FEW = 8
 """With fewer jobs on their way to a slot a new one passes without looking: an auction tells it what is free."""
@@ -24,44 +31,112 @@ FEW = 8
 MOST_WANTS = 64
 """Kinds of work that a heartbeat names as waited for."""
 
+SHORTER_FIRST = 8.0
+"""A job goes before those that came up to this many times later as it is shorter: one of a second passes one of twenty
+that has waited for less than 152 s.
+"""
+
+LOOK_S = 0.25
+"""Heartbeats have the waiting jobs looked at again at most this often; a slot that becomes free does at once."""
+
 
 class Ticket:
     """A place in the queue. Waiting, then on its way to a slot (`passing`), until it leaves.
 
-    `patient`: with nobody able it waits on; others are let go to hear why.
+    `patient`: with nobody able it waits on; others are let go to hear why. `seconds` are expected ones. `wait` says for
+    what it waits, if it was looked at. `target`: the node whose slot it was let go for.
     """
 
-    __slots__ = ("gone", "key", "number", "on_turn", "order", "passing", "patient", "queued")
+    __slots__ = (
+        "_load",
+        "_want",
+        "gone",
+        "key",
+        "number",
+        "on_turn",
+        "order",
+        "passing",
+        "patient",
+        "queued",
+        "rated",
+        "seconds",
+        "submitter",
+        "tag",
+        "target",
+        "wait",
+        "waited",
+    )
 
-    def __init__(self, key: OfferKey, order: float, number: int, on_turn: Callable[[], None], patient: bool) -> None:
+    def __init__(
+        self,
+        key: OfferKey,
+        order: float,
+        number: int,
+        on_turn: Callable[[], None],
+        patient: bool,
+        submitter: str = "",
+        load: Callable[[], Want] | None = None,
+    ) -> None:
         self.key = key
         self.order = order
         self.number = number
         self.on_turn = on_turn
         self.patient = patient
+        self.submitter = submitter
+        self.seconds = 1.0
+        self.rated = False
+        self.tag = math.inf
         self.queued = False
         self.passing = False
         self.gone = False
+        self.waited = False
+        self.target: NodeId | None = None
+        self.wait: Wait | None = None
+        self._load = load
+        self._want: Want | None = None
 
-    def __lt__(self, other: Ticket) -> bool:
-        return (self.order, self.number) < (other.order, other.number)
+    @property
+    def want(self) -> Want:
+        """Made when it is first looked at: of most that wait it never is."""
+        if self._want is None:
+            self._want = self._load() if self._load is not None else Want({}, Policy())
+            self._want.tag = self
+        return self._want
+
+    def work(self) -> Work:
+        if self._want is None and self._load is not None:
+            return self._load().work
+        return self.want.work
+
+    @property
+    def reason(self) -> str:
+        """Why it waits, for people; empty if that was not looked at."""
+        return self.wait.reason if self.wait is not None else ""
 
 
 class WaitingRoom:
-    """One queue per (capability, model). Its head goes as soon as the registry knows of a free slot that nobody else is
-    on the way to.
+    """One queue per (capability, model). A job goes as soon as the registry knows of a free slot that is best for it,
+    and that nobody else is on the way to.
     """
 
-    def __init__(self, registry: Registry, limit: int) -> None:
+    def __init__(self, registry: Registry, limit: int, quotas: Quotas | None = None) -> None:
         """`limit`: callers that may wait; durable jobs are not counted."""
+        self.quotas = quotas or Quotas(room=limit)
         self._registry = registry
         self._limit = limit
-        self._callers = 0
+        self._callers: Counter[str] = Counter()
         self._length = 0
         self._numbers = itertools.count()
-        self._queues: dict[OfferKey, list[Ticket]] = {}
-        self._passing: dict[OfferKey, int] = {}
+        self._lines: dict[OfferKey, Line[Ticket]] = {}
+        self._passing: dict[OfferKey, Counter[NodeId | None]] = {}
+        self._passing_by: Counter[str] = Counter()
+        """By submitter, where that counts."""
+        self._looked: dict[OfferKey, tuple[float, int]] = {}
+        """When, and the free slots then."""
         self.on_wait: Callable[[OfferKey], None] = lambda key: None
+        self.own_room: Callable[[OfferKey], int] = lambda key: 0
+        """Slots here that are open to this node's own callers only; jobs that wait for better times may not have them.
+        """
         registry.on_change.append(self._node_changed)
 
     def __len__(self) -> int:
@@ -69,18 +144,18 @@ class WaitingRoom:
 
     def wants(self) -> tuple[OfferKey, ...]:
         """For what jobs wait now, at most MOST_WANTS. `on_wait` hears of each that is new."""
-        return tuple(itertools.islice(self._queues, MOST_WANTS))
+        return tuple(itertools.islice(self._lines, MOST_WANTS))
 
     # -- callers --------------------------------------------------------------------------------------------------
 
-    async def enter(self, job: Job, tell: Callable[[Any], None]) -> Ticket:
+    async def enter(self, job: Job, tell: Callable[[Any], None], load: Callable[[], Want] | None = None) -> Ticket:
         """Returns when it is this job's turn; `leave` with the ticket once it has its slot or gave up. Raises Busy when
         too many wait.
         """
         key = (job.capability, job.model)
-        ticket = Ticket(key, job.created_ms, next(self._numbers), _nothing, patient=job.durable)
-        if not self._queues.get(key) and self._is_room(key):
-            self._pass(ticket)
+        ticket = Ticket(key, job.created_ms, next(self._numbers), _nothing, job.durable, job.submitter, load)
+        if self._may_pass(ticket):
+            self._pass(ticket, None)
             return ticket
         tell(Waiting(job=job.id, reason="other jobs wait already"))
         await self.wait(ticket)
@@ -88,11 +163,13 @@ class WaitingRoom:
 
     async def wait(self, ticket: Ticket) -> None:
         """Wait (again) at the ticket's own place. Raises Busy when too many wait."""
-        if not ticket.patient and self._callers >= self._limit:
-            raise Busy(f"{self._limit} jobs wait already; try again later or raise limits.max_waiting")
+        if not ticket.patient:
+            if self._callers.total() >= self._limit:
+                raise Busy(f"{self._limit} jobs wait already; try again later or raise limits.max_waiting")
+            self.quotas.check_waiting(self._callers[ticket.submitter])
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         ticket.on_turn = lambda: None if turn.done() else turn.set_result(None)
-        self._callers += not ticket.patient
+        self._callers[ticket.submitter] += not ticket.patient
         self.queue(ticket)
         try:
             await turn
@@ -100,23 +177,46 @@ class WaitingRoom:
             self.leave(ticket)
             raise
         finally:
-            self._callers -= not ticket.patient
+            self._callers[ticket.submitter] -= not ticket.patient
+            if not self._callers[ticket.submitter]:
+                del self._callers[ticket.submitter]
+
+    def claimed(self, ticket: Ticket) -> Collection[NodeId]:
+        """Nodes whose free slots all have other jobs on their way to them."""
+        on_way = self._passing.get(ticket.key)
+        if on_way is None or len(on_way) == 1:
+            return ()
+        places, found = self._registry.places(*ticket.key), []
+        for node, count in on_way.items():
+            if node is not None and node != ticket.target and (place := places.get(node)) is not None:
+                found += [node] if place.free <= count else []
+        return found
 
     # -- tickets --------------------------------------------------------------------------------------------------
 
-    def ticket(self, key: OfferKey, order: float, on_turn: Callable[[], None]) -> Ticket:
-        """A durable job's place, for `queue`; `on_turn` is called when it may go."""
-        return Ticket(key, order, next(self._numbers), on_turn, patient=True)
+    def ticket(
+        self,
+        key: OfferKey,
+        order: float,
+        on_turn: Callable[[], None],
+        submitter: str = "",
+        load: Callable[[], Want] | None = None,
+    ) -> Ticket:
+        """A durable job's place, for `queue`; `on_turn` is called when it may go. `load` tells what it wants."""
+        return Ticket(key, order, next(self._numbers), on_turn, True, submitter, load)
 
     def queue(self, ticket: Ticket) -> None:
         """Its turn may come at once."""
         if ticket.passing:
             self._end_pass(ticket)
-        ticket.queued = True
+        self._rate(ticket)
+        ticket.queued = ticket.waited = True
         self._length += 1
-        queue = self._queues.setdefault(ticket.key, [])
-        heapq.heappush(queue, ticket)
-        first = len(queue) == 1
+        line = self._lines.get(ticket.key)
+        if line is None:
+            line = self._lines[ticket.key] = Line(self.quotas.weights)
+        first = not len(line)
+        line.push(ticket)
         self._let_go(ticket.key)
         if first and ticket.queued:
             self.on_wait(ticket.key)
@@ -124,63 +224,133 @@ class WaitingRoom:
     def leave(self, ticket: Ticket) -> None:
         """It has its slot, or wants none any more."""
         ticket.gone = True
-        self._dequeue(ticket)
+        if ticket.queued:
+            self._lines[ticket.key].discard(ticket)
+            self._dequeue(ticket)
         if ticket.passing:
             self._end_pass(ticket)
-        self._let_go(ticket.key)
+        if self._lines:
+            self._let_go(ticket.key)
 
     # -- turns ----------------------------------------------------------------------------------------------------
 
     def _node_changed(self, node: NodeId, what: str) -> None:
-        for key in list(self._queues):
-            self._let_go(key)
+        for key in list(self._lines):
+            if what != "beat" or self._is_due(key, node):
+                self._let_go(key)
+
+    def _is_due(self, key: OfferKey, node: NodeId) -> bool:
+        """Whether a heartbeat of that node is a reason to look again: it has room now, or news may matter by now."""
+        places = self._registry.places(*key)
+        if node not in places:
+            return not len(places)
+        looked, room = self._looked.get(key, (0.0, 0))
+        now = places.room()
+        self._looked[key] = looked, min(now, room)
+        return now > room or time.monotonic() >= looked + LOOK_S
 
     def _let_go(self, key: OfferKey) -> None:
-        """Let as many go as there are slots nobody is on the way to."""
-        queue = self._queues.get(key)
-        while queue:
-            head = queue[0]
-            if not head.gone:
-                if not self._may_go(head):
-                    return
-                heapq.heappop(queue)
-                self._pass(head)
-                head.on_turn()
-            else:
-                heapq.heappop(queue)
-        if queue is not None and self._queues.get(key) is queue:
-            del self._queues[key]
+        """Let go whose best slot is free, as far as there are slots nobody is on the way to."""
+        line = self._lines.get(key)
+        if line is None:
+            return
+        going = self._going(key, line) if len(line) else []
+        for ticket, node in going:
+            line.serve(ticket)
+            self._dequeue(ticket)
+            self._pass(ticket, node)
+        if not len(line) and self._lines.get(key) is line:
+            del self._lines[key]
+            self._looked.pop(key, None)
+        for ticket, _ in going:
+            ticket.on_turn()
 
-    def _may_go(self, head: Ticket) -> bool:
-        standing = self._registry.standing(*head.key)
-        passing = self._passing.get(head.key, 0)
-        if not standing:
-            return not head.patient and passing < 1
-        return sum(s.free for s in standing if not s.offer.blocked) > passing
+    def _going(self, key: OfferKey, line: Line[Ticket]) -> Sequence[tuple[Ticket, NodeId | None]]:
+        places = self._registry.places(*key)
+        passing = self._passing.get(key, _NOBODY)
+        on_way = passing.total()
+        if not len(places):  # somebody is let go to hear that
+            return self._first_callers(line, 1 - on_way)
+        free, own = places.room(), self.own_room(key)
+        if own and (callers := self._first_callers(line, own + free - on_way)):
+            return callers
+        if free <= on_way:
+            return ()
+        now = time.monotonic()
+        self._looked[key] = now, free
+        made = plan((ticket.want for ticket in self._allowed(line)), places, now, on_way=passing)
+        for wait in made.waits:
+            wait.want.tag.wait = wait
+        going = made.go[: free - on_way]
+        return [(want.tag, place.node if place is not None else None) for want, place in going]
 
-    def _is_room(self, key: OfferKey) -> bool:
-        passing = self._passing.get(key, 0)
-        if passing < FEW:
+    def _allowed(self, line: Line[Ticket]) -> Iterable[Ticket]:
+        """Those whose submitter may have one more job run."""
+        if not self.quotas.max_running:
+            yield from line
+            return
+        left: dict[str, int] = {}
+        for ticket in line:
+            whose = ticket.submitter
+            if whose not in left:
+                left[whose] = (self.quotas.may_run(whose) or 0) - self._passing_by[whose]
+            if left[whose] > 0:
+                left[whose] -= 1
+                yield ticket
+
+    def _first_callers(self, line: Line[Ticket], most: int) -> Sequence[tuple[Ticket, NodeId | None]]:
+        callers = (ticket for ticket in itertools.islice(line, LOOK_AHEAD) if not ticket.patient)
+        return [(ticket, None) for ticket in itertools.islice(callers, max(0, most))]
+
+    def _may_pass(self, ticket: Ticket) -> bool:
+        """Whether a new one goes on without waiting; who waits already goes first."""
+        key = ticket.key
+        own = 0 if ticket.patient else self.own_room(key)
+        if (key in self._lines and not own) or not self._one_more(ticket.submitter):
+            return False
+        on_way = self._passing[key].total() if key in self._passing else 0
+        if on_way < FEW:
             return True
-        standing = self._registry.standing(*key)
-        return not standing or sum(s.free for s in standing if not s.offer.blocked) > passing
+        places = self._registry.places(*key)
+        return not len(places) or own + places.room() > on_way
+
+    def _one_more(self, submitter: str) -> bool:
+        may_run = self.quotas.may_run(submitter)
+        return may_run is None or may_run > self._passing_by[submitter]
+
+    def _rate(self, ticket: Ticket) -> None:
+        """How long it is, when it first waits."""
+        if not ticket.rated:
+            ticket.rated = True
+            ticket.seconds = self._registry.places(*ticket.key).seconds(ticket.work())
+            ticket.order += SHORTER_FIRST * ticket.seconds * 1000
 
     def _dequeue(self, ticket: Ticket) -> None:
         self._length -= ticket.queued
         ticket.queued = False
 
-    def _pass(self, ticket: Ticket) -> None:
-        self._dequeue(ticket)
-        ticket.passing = True
-        self._passing[ticket.key] = self._passing.get(ticket.key, 0) + 1
+    def _pass(self, ticket: Ticket, node: NodeId | None) -> None:
+        ticket.passing, ticket.target = True, node
+        on_way = self._passing.get(ticket.key)
+        if on_way is None:
+            on_way = self._passing[ticket.key] = Counter()
+        on_way[node] += 1
+        if self.quotas.max_running:
+            self._passing_by[ticket.submitter] += 1
 
     def _end_pass(self, ticket: Ticket) -> None:
         ticket.passing = False
-        left = self._passing[ticket.key] - 1
-        if left:
-            self._passing[ticket.key] = left
-        else:
+        on_way = self._passing[ticket.key]
+        on_way[ticket.target] -= 1
+        if not on_way[ticket.target]:
+            del on_way[ticket.target]
+        if not on_way:
             del self._passing[ticket.key]
+        if self.quotas.max_running:
+            self._passing_by[ticket.submitter] -= 1
+
+
+_NOBODY: Counter[NodeId | None] = Counter()
 
 
 def _nothing() -> None:

@@ -120,7 +120,7 @@ class Scene:
             node = NodeProcess(self.nodes.folder / name, name, self.nodes.mesh, flags(self.trace))
             if self.broken and name == names[0]:
                 node.module = "tests.acceptance.broken_nodes"
-                node.environment = {"BROKEN": self.broken, "PYTHONPATH": str(ROOT)}
+                node.environment |= {"BROKEN": self.broken, "PYTHONPATH": str(ROOT)}
             self.nodes.nodes.append(node)
             node.spawn()
         await asyncio.gather(*(node.until_up() for node in self.nodes.nodes))

@@ -414,7 +414,7 @@ async def test_a_clock_that_jumps_moves_times_of_day_and_nothing_else(tmp_path: 
     with fleet(tmp_path) as nodes:
         a = nodes.node("a", *traces.flags())
         a.module = "tests.acceptance.jumping_clock"
-        a.environment = {"JUMP": str(clock)}
+        a.environment |= {"JUMP": str(clock)}
         a.spawn()
         await a.until_up()
         async with mesh_of(a) as mesh:

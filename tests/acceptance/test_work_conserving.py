@@ -1,5 +1,5 @@
-"""No job waits while an able slot idles, and no node runs more than its slots: with two, five and twenty nodes, several
-owners that compete, and short jobs that wait in two ways, durable ones and callers.
+"""Between equal nodes no job waits while an able slot idles, and no node runs more than its slots: with two, five and
+twenty nodes, several owners that compete, and short jobs that wait in two ways, durable ones and callers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ AT_ONCE = 4
 
 @pytest.mark.parametrize(
     ("count", "owners", "slots", "jobs", "shortest_s", "idle_s"),
-    [(2, 2, 2, 40, 0.05, 1.0), (5, 3, 2, 50, 0.05, 1.0), (20, 4, 1, 24, 0.8, 2.0)],
+    [(2, 2, 2, 40, 0.05, 1.0), (5, 3, 2, 50, 0.05, 1.0), (20, 4, 1, 24, 0.8, 3.0)],
     ids=["two", "five", "twenty"],
 )
 async def test_no_job_waits_while_an_able_slot_idles(
@@ -41,7 +41,8 @@ async def test_no_job_waits_while_an_able_slot_idles(
     idle_s: float,
 ) -> None:
     """`jobs` of each owner, half of them durable. Twenty nodes on one machine are more than it can serve quickly, so
-    their jobs are longer; `idle_s` is what its noise is allowed.
+    their jobs are longer; `idle_s` is what its noise is allowed. With twenty that is also the second of a job that
+    waits for another node by choice: sharing two cores, they do not measure themselves as equal.
     """
     traces = Traces(tmp_path)
     with fleet(tmp_path) as nodes:

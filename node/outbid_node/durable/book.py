@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal
@@ -33,7 +34,7 @@ from outbid_node.durable.claims import Claims
 from outbid_node.durable.dependencies import Dependencies, States
 from outbid_node.durable.events import Events
 from outbid_node.durable.journal import Journal
-from outbid_node.durable.parked import LOOK_S, Alarms, Parked, as_record
+from outbid_node.durable.parked import LOOK_S, Alarms, Parked, as_record, failed_on
 from outbid_node.durable.records import HEIR, TERM, about, ending, fitting, record_of
 from outbid_node.durable.recovery import FEW, Recovery
 from outbid_node.owned import OwnedJob, now_ms
@@ -108,7 +109,11 @@ class Book:
     # -- what faces ask -------------------------------------------------------------------------------------------
 
     async def accept(self, records: Sequence[DurableJob]) -> None:
-        """Take new jobs on; returns when all are on disk. Raises StorageFailed, and then none is taken."""
+        """Take new jobs on; returns when all are on disk. Raises StorageFailed, and Busy beyond a quota; then none is
+        taken.
+        """
+        for submitter, jobs in Counter(record.job.submitter for record in records).items():
+            self.waiting.quotas.admit(submitter, jobs)
         stored = await asyncio.gather(*(self.journal.put(record) for record in records), return_exceptions=True)
         failed = [error for error in stored if isinstance(error, BaseException)]
         if failed:
@@ -190,9 +195,9 @@ class Book:
             return f"waits for {', '.join(sorted(parked.after))}"
         if parked.ticket is None and parked.not_before_ms > now_ms():
             return f"not before {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(parked.not_before_ms / 1000))}"
-        if parked.ticket is None or not self.registry.standing(*parked.key):
+        if parked.ticket is None or not len(self.registry.places(*parked.key)):
             return parked.reason or nobody_able(*parked.key, self.registry).message
-        return "every able node is busy"
+        return parked.ticket.reason or "every able node is busy"
 
     # -- what contractors say -------------------------------------------------------------------------------------
 
@@ -268,7 +273,9 @@ class Book:
         self._spawn(self._end_parked(parked, error, "failed"))
 
     def _queue(self, parked: Parked) -> None:
-        parked.ticket = self.waiting.ticket(parked.key, parked.order, lambda: self._start(parked))
+        parked.ticket = self.waiting.ticket(
+            parked.key, parked.order, lambda: self._start(parked), parked.submitter, parked.want
+        )
         self.waiting.queue(parked.ticket)
 
     def _ring(self, id: JobId) -> None:
@@ -330,7 +337,7 @@ class Book:
         owned.number = record.number
         owned.floor = record.heirs * HEIR + (self.term * TERM if record.number or self.term > 1 else 0)
         owned.attempts = list(record.attempts)
-        owned.failed_on = {a.node for a in record.attempts if a.error and a.error.code != Draining.code}
+        owned.failed_on = failed_on(record)
         owned.heirs = record.heirs
         owned.delivered = self.pieces_of(record.job)
         if owned.delivered is not None:

@@ -47,6 +47,7 @@ from outbid_contracts.ids import JobId, NodeId, new_job_id
 from outbid_contracts.messages import Job, JobList, JobRecord, Presence
 from outbid_contracts.policy import Policy
 from outbid_contracts.requests import parse_params, parse_policy
+from outbid_contracts.roles import submitter_of
 from outbid_contracts.submitting import parse_submit
 from outbid_node.catalogue import Catalogue
 from outbid_node.client import Bus, NoResponders
@@ -55,6 +56,7 @@ from outbid_node.durable.claims import step_back
 from outbid_node.durable.parked import as_record
 from outbid_node.durable.records import ending
 from outbid_node.micro import Request, Service, error_headers
+from outbid_node.policies import Policies
 from outbid_node.registry import Registry
 
 PASS_ON_S = 10.0
@@ -93,6 +95,7 @@ class Desk:
         self.catalogue = catalogue
         self.book = book
         self.always_on = always_on
+        self.policies = Policies()
         self._find = find
         self._find_elsewhere = find_elsewhere
         self._trouble = trouble
@@ -109,7 +112,9 @@ class Desk:
     async def submit(self, request: Request) -> None:
         asked = parse_submit(request.data, request.read_format())
         new = asked.new or all(job.job is None for job in asked.jobs)  # ids made up here are known to nobody
-        asked = msgspec.structs.replace(asked, jobs=tuple(_named(job) for job in asked.jobs), new=new)
+        asked = msgspec.structs.replace(
+            asked, jobs=tuple(_named(job) for job in asked.jobs), new=new, submitter=submitter_of(request.reply)
+        )
         reply = await self._submitted_to(asked)
         single = len(reply.jobs) == 1 and not _is_list(request)
         request.respond(reply.jobs[0] if single else reply)
@@ -215,7 +220,7 @@ class Desk:
         if trouble := self._trouble():
             raise StorageFailed(trouble)
         await self.book.until_ready()
-        records = {record.job.id: record for record in self._records(asked.jobs)}
+        records = {record.job.id: record for record in self._records(asked)}
         for turn in itertools.count():
             await self.book.claims.until_free(records)
             with self.book.claims.held(records):
@@ -253,17 +258,17 @@ class Desk:
             raise NodeUnreachable("nobody waits for that any more")
         return SubmitReply(jobs=())
 
-    def _records(self, jobs: Sequence[Submission]) -> Iterator[DurableJob]:
+    def _records(self, asked: SubmitRequest) -> Iterator[DurableJob]:
         """Raises UnknownCapability or InvalidRequest, naming the job if there are several."""
-        for n, job in enumerate(jobs):
+        for n, job in enumerate(asked.jobs):
             try:
-                yield self._record(job)
+                yield self._record(job, asked.submitter)
             except OutbidError as error:
-                if len(jobs) == 1:
+                if len(asked.jobs) == 1:
                     raise
                 raise type(error)(f"jobs[{n}]: {error.message}", **error.detail) from error
 
-    def _record(self, submission: Submission) -> DurableJob:
+    def _record(self, submission: Submission, submitter: str) -> DurableJob:
         """Raises UnknownCapability, InvalidRequest."""
         capability = self.catalogue.declared(submission.capability)
         params = parse_params(submission.params, capability)
@@ -277,11 +282,12 @@ class Desk:
             params=msgspec.to_builtins(params, builtin_types=(bytes,)),
             work=capability.work(params),
             model=capability.model_of(params),
-            policy=policy if isinstance(policy, Policy) else parse_policy(policy),
+            policy=self.policies.settled(policy if isinstance(policy, Policy) else parse_policy(policy)),
             reply=subjects.events(self.me, submission.job) if capability.chunk is not None else None,
             created_ms=int(now * 1000),
             durable=True,
             keep_s=submission.keep_s,
+            submitter=submitter,
         )
         starts_s = submission.not_before or (now + submission.delay_s if submission.delay_s else 0.0)
         terms = Terms(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import sys
 import time
 from collections.abc import Callable, Iterable
 
@@ -10,8 +11,10 @@ import msgspec
 
 from outbid_contracts.codec import decode, encode
 from outbid_contracts.durable import AHEAD_S, DurableJob
-from outbid_contracts.ids import JobId
+from outbid_contracts.errors import Draining
+from outbid_contracts.ids import JobId, NodeId
 from outbid_contracts.messages import JobRecord
+from outbid_node.choosing import Want
 from outbid_node.registry import OfferKey
 from outbid_node.waiting import Ticket
 
@@ -22,7 +25,19 @@ LOOK_S = 1.0
 class Parked:
     """One waiting job, held small: its record stays encoded until it is its turn."""
 
-    __slots__ = ("after", "data", "deadline", "id", "key", "not_before_ms", "order", "reason", "starts", "ticket")
+    __slots__ = (
+        "after",
+        "data",
+        "deadline",
+        "id",
+        "key",
+        "not_before_ms",
+        "order",
+        "reason",
+        "starts",
+        "submitter",
+        "ticket",
+    )
 
     def __init__(self, record: DurableJob) -> None:
         job, terms = record.job, record.terms
@@ -33,6 +48,7 @@ class Parked:
         self.after: set[JobId] | None = None if record.unblocked else set(terms.after) or None
         self.deadline = deadline_of(record)
         self.starts = _left(record, terms.delay_s) if terms.delay_s else None
+        self.submitter = sys.intern(job.submitter)
         self.reason = ""
         self.ticket: Ticket | None = None
         self.data = encode(record)
@@ -41,11 +57,21 @@ class Parked:
         found: DurableJob = decode(self.data, DurableJob)
         return found
 
+    def want(self) -> Want:
+        """What its place in the queue stands for."""
+        record = self.record()
+        return Want(record.job.work, record.job.policy, failed_on(record), self.deadline)
+
     def unblock(self) -> DurableJob:
         """All it waited for is done; that is said in its record, because theirs are not kept for ever."""
         record = msgspec.structs.replace(self.record(), unblocked=True)
         self.after, self.data = None, encode(record)
         return record
+
+
+def failed_on(record: DurableJob) -> set[NodeId]:
+    """Nodes where an attempt at it failed; a node that drained only gave it back."""
+    return {a.node for a in record.attempts if a.error and a.error.code != Draining.code}
 
 
 def deadline_of(record: DurableJob) -> float | None:

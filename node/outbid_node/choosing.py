@@ -1,0 +1,156 @@
+"""Which waiting job goes where, and when: look-ahead list scheduling over idle and busy nodes. Pure.
+
+A job that takes any idle slot at once may sit on a Raspberry Pi for a minute while the fast machine was busy for two
+seconds more. So each job is compared with both: the idle slots, and the taken ones by when they are expected to be free
+(`Offer.frees_s`). The jobs that wait are walked in their order, each is given the slot where it is best off, and that
+slot is from then on free only after it (minimum completion time; Ibarra and Kim 1977). Who was given an idle slot goes
+now. The others wait at their owner: nothing is reserved anywhere, and with the next change all is decided anew.
+
+Waiting rests on two estimates, of what runs there now and of the job itself, so it must pay with both taken with
+caution (`CAUTION`). Between equal nodes it never does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from math import exp, log
+from statistics import NormalDist
+from types import MappingProxyType
+
+from outbid_contracts.ids import NodeId
+from outbid_contracts.messages import Considered
+from outbid_contracts.policy import Policy, weights_of
+from outbid_node.options import CAUTION, Option, Want, pick, waiting_pays, weighed
+from outbid_node.outlook import Outlook, promising
+from outbid_node.places import Place, Places
+
+__all__ = ["CAUTION", "LOOK_AHEAD", "Plan", "Wait", "Want", "choose", "left_s", "plan", "promising", "waits_for"]
+
+LOOK_AHEAD = 32
+"""Jobs looked at in one walk, which bounds its cost. Those behind them wait without a look."""
+
+_NORMAL = NormalDist()
+_P90 = _NORMAL.inv_cdf(0.9)
+
+
+@dataclass(slots=True, eq=False)
+class Wait:
+    """It waits for a slot of `best`; `instead` is the idle one that it leaves to others."""
+
+    want: Want
+    best: Option | None
+    instead: Option | None = None
+
+    @property
+    def reason(self) -> str:
+        if self.best is None:
+            return ""
+        return why_wait(self.best, self.instead)
+
+
+@dataclass(slots=True)
+class Plan:
+    """`go`: in their order, with the place; None: no node that may take it is known, so it goes to hear that.
+
+    `looked` jobs of the queue were looked at. `waits` are those among them that do not go.
+    """
+
+    go: list[tuple[Want, Place | None]] = field(default_factory=list)
+    waits: list[Wait] = field(default_factory=list)
+    looked: int = 0
+
+
+def plan(
+    queue: Iterable[Want],
+    places: Places,
+    now: float,
+    *,
+    on_way: Mapping[NodeId | None, int] = MappingProxyType({}),
+    most: int = LOOK_AHEAD,
+) -> Plan:
+    """Walk the queue. `on_way`: slots that jobs let go before are on their way to; the places do not know of them yet.
+
+    Pure, but that a job remembers since when it waits though it could have gone (`Want.since`).
+    """
+    made, outlook = Plan(), Outlook(places, now)
+    for node, count in on_way.items():
+        outlook.claim(node, count)
+    for want in islice(queue, most):
+        if not outlook.any_idle(want):
+            break
+        made.looked += 1
+        idle, later = outlook.options(want)
+        best = pick(idle, later, want.waited_s(now))
+        if best is None and outlook.hopeless(want):
+            made.go.append((want, None))
+        elif best is None or best.later:
+            if idle is not None and want.since is None:
+                want.since = now
+            made.waits.append(Wait(want, best, idle))
+        else:
+            made.go.append((want, best.place))
+        if best is not None:
+            outlook.take(best)
+    return made
+
+
+def choose(ranked: Sequence[Considered], policy: Policy, waited_s: float = 0.0) -> Considered | None:
+    """The bid to award, or the later one to wait for, among ranked ones; None if none fits the policy."""
+    able = [considered for considered in ranked if not considered.excluded]
+    idle = next((c for c in able if not c.bid.later), None)
+    later = min((c for c in able if c.bid.later), key=lambda c: as_option(c, policy).order, default=None)
+    if idle is None or later is None:
+        return idle or later
+    return later if waiting_pays(as_option(idle, policy), as_option(later, policy), waited_s) else idle
+
+
+def waits_for(best: Considered, able: Sequence[Considered], want: Want) -> Wait:
+    """The job waits for that bid's slot, though it could have one of `able`, best first."""
+    policy = want.policy
+    return Wait(want, as_option(best, policy), as_option(able[0], policy) if able else None)
+
+
+def as_option(considered: Considered, policy: Policy) -> Option:
+    bid, stretch = considered.bid, considered.stretch
+    return weighed(
+        policy,
+        weights_of(policy),
+        policy.deadline_s,
+        considered.name,
+        bid.node,
+        bid.later,
+        stretch * bid.start_s,
+        stretch * bid.finish_s,
+        stretch * bid.finish_p90_s,
+        stretch * bid.energy_j,
+        bid.cost_usd,
+        stretch,
+    )
+
+
+def why_wait(best: Option, instead: Option | None) -> str:
+    """For people."""
+    told = f"{best.name} is expected free in {best.start_s:.2g} s"
+    if instead is None:
+        return told
+    sooner_s = instead.finish_s - best.finish_s
+    if sooner_s > 0:
+        return f"{told} and finishes {sooner_s:.2g} s sooner than {instead.name}"
+    return f"{told} and is better for this job's policy than {instead.name}"
+
+
+def left_s(p50_s: float, p90_s: float, elapsed_s: float) -> float:
+    """Seconds that a job which should take `p50_s` is still expected to take after `elapsed_s`: the median of a
+    log-normal time given that it is not over yet. The longer it overruns, the longer it may still take.
+    """
+    if p50_s <= 0:
+        return 0.0
+    if elapsed_s <= 1e-6 * p50_s:
+        return p50_s
+    sigma = min(3.0, max(0.05, log(max(1.0, p90_s / p50_s)) / _P90))
+    gone = _NORMAL.cdf(log(elapsed_s / p50_s) / sigma)
+    if gone > 0.999:  # far beyond all it was promised: as long again as half of that
+        return elapsed_s / 2
+    return max(0.0, p50_s * exp(sigma * _NORMAL.inv_cdf((1 + gone) / 2)) - elapsed_s)
