@@ -15,7 +15,7 @@ from outbid_node.joining.sealed import public_of
 from outbid_node.resources import announcement
 
 if TYPE_CHECKING:
-    from outbid_node.app import Node
+    from outbid_node.wiring import Wiring
 
 
 @functools.cache
@@ -24,7 +24,7 @@ def version() -> str:
 
 
 class Appearance:
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Wiring) -> None:
         self._node = node
         self._seq = 0
         self._on_air: dict[str, str] = {}
@@ -51,6 +51,7 @@ class Appearance:
             revoked=node.admin.revoked_digest(),
             trouble=self._trouble(),
             held=node.durable.mirroring.trouble,
+            in_use=node.courtesy.in_use,
             resources=node.resources.read(),
             running=len(node.worker.attempts),
             waiting=len(node.waiting),
@@ -59,7 +60,7 @@ class Appearance:
 
     def _trouble(self) -> tuple[str, ...]:
         error = self._node.backbone.jetstream_error
-        return (f"durable storage is off: {error}",) if error else ()
+        return (*((f"durable storage is off: {error}",) if error else ()), *self._node.history.trouble)
 
     def announce(self) -> None:
         """Tell the programs of this machine where the node is and what to show it."""

@@ -14,6 +14,7 @@ from outbid_contracts.runner import RunDone, RunFailed
 from outbid_node.catalogue import Entry
 from outbid_node.checkpoints import is_sound
 from outbid_node.estimate import estimate
+from outbid_node.estimating.run import Run
 from outbid_node.power.meter import Spent
 from outbid_node.settling import MAX_MESSAGE_BYTES, too_large
 
@@ -39,8 +40,13 @@ class Attempt:
         self.entry = entry
         self.model = offer.model
         self.running_beside = max(0, offer.slots - offer.free)
-        self.promised_s = estimate(offer, job.work).finish_s
+        promised = estimate(offer, job.work)
+        self.promised_s, self.promised_p90_s = promised.finish_s, promised.finish_p90_s
+        self.slower = worker.terms(worker.is_own(job.owner, durable=job.durable)).slower
+        """By what the promise was lengthened for this machine's person."""
         self.was_warm = offer.warm
+        self.is_rest = bool(award.chunks or award.checkpoint)
+        self.measured: dict[str, tuple[float, float]] = {}
         self.spent: Spent | None = None
         """What it took, once its runner is through."""
         self.started = time.monotonic()
@@ -55,6 +61,11 @@ class Attempt:
     @property
     def key(self) -> str:
         return f"{self.job.id}/{self.number}"
+
+    @property
+    def left_s(self) -> float:
+        """How long it may still take, by what was promised; 0 if it is late."""
+        return max(0.0, self.started + self.promised_p90_s - time.monotonic())
 
     @property
     def can_go_on_elsewhere(self) -> bool:
@@ -120,10 +131,16 @@ class Attempt:
             self.worker.pool.cancel(self.key)
 
     def _learn(self, message: RunDone) -> None:
-        speed = self.worker.catalogue.speed(self.entry.capability, self.worker.model_file(self.entry, self.model))
-        speed.learn_job(
-            message,
-            running=self.running_beside,
-            promised_s=self.promised_s if self.was_warm else None,
-            took_s=time.monotonic() - self.started if self.was_warm else None,
+        capability, file = self.entry.capability, self.worker.model_file(self.entry, self.model)
+        room = self.worker.pool.room(capability, file)
+        self.measured = message.measured
+        run = Run(
+            work=self.job.work,
+            measured=message.measured,
+            took_s=time.monotonic() - self.started,
+            warm=self.was_warm,
+            beside=(self.running_beside + max(0, room.slots - room.free)) / 2,
+            part=self.is_rest,
+            at_s=time.time(),
         )
+        self.worker.catalogue.learner(capability, file).note(run)

@@ -23,13 +23,17 @@ from outbid_contracts.places import config_file as place_of_file
 from outbid_node.config_sections import (
     ArtifactsSection,
     BusSection,
+    CourtesySection,
     DurableSection,
+    HistorySection,
     LimitsSection,
     LogSection,
     MeshSection,
     ModelsSection,
     NodeSection,
+    PolicySection,
     PowerSection,
+    QuotasSection,
 )
 from outbid_node.config_values import allowed, from_text
 
@@ -45,7 +49,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     artifacts: ArtifactsSection = ArtifactsSection()
     models: ModelsSection = ModelsSection()
     power: PowerSection = msgspec.field(default_factory=PowerSection)
+    quotas: QuotasSection = QuotasSection()
     log: LogSection = LogSection()
+    policy: PolicySection = PolicySection()
+    courtesy: CourtesySection = CourtesySection()
+    history: HistorySection = HistorySection()
     capabilities: dict[str, msgspec.Struct] = {}
 
     def settings(self, section: str) -> dict[str, Any]:
@@ -63,7 +71,11 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "artifacts": ArtifactsSection,
     "models": ModelsSection,
     "power": PowerSection,
+    "quotas": QuotasSection,
     "log": LogSection,
+    "policy": PolicySection,
+    "courtesy": CourtesySection,
+    "history": HistorySection,
 }
 
 ALIASES = {"OUTBID_NAME": "node.name", "OUTBID_MESH": "mesh.name", "OUTBID_PORT": "bus.port"}

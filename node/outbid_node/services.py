@@ -41,6 +41,7 @@ from outbid_contracts.requests import (
     parse_request,
 )
 from outbid_contracts.requests import Request as ParsedRequest
+from outbid_contracts.roles import submitter_of
 from outbid_contracts.schema import request_schema, result_schema
 from outbid_node.admin import Admin
 from outbid_node.artifacts.assembly import Artifacts
@@ -49,12 +50,15 @@ from outbid_node.client import Bus
 from outbid_node.delivered import Delivered, floor_of
 from outbid_node.durable.assembly import Durable
 from outbid_node.files.service import ModelFiles
+from outbid_node.history.desk import HistoryDesk
 from outbid_node.lookup import Lookup
 from outbid_node.micro import Request, Service, error_headers
 from outbid_node.model_list import model_list
 from outbid_node.owned import OwnedJob
 from outbid_node.owner import Owner
+from outbid_node.policies import Policies
 from outbid_node.registry import Registry
+from outbid_node.what_if import WhatIfDesk
 from outbid_node.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -66,7 +70,15 @@ class FaceEndpoints:
     """
 
     def __init__(
-        self, *, me: NodeId, bus: Bus, registry: Registry, owner: Owner, lookup: Lookup, catalogue: Catalogue
+        self,
+        *,
+        me: NodeId,
+        bus: Bus,
+        registry: Registry,
+        owner: Owner,
+        lookup: Lookup,
+        catalogue: Catalogue,
+        policies: Policies,
     ) -> None:
         self.me = me
         self.bus = bus
@@ -74,6 +86,10 @@ class FaceEndpoints:
         self.owner = owner
         self.lookup = lookup
         self.catalogue = catalogue
+        self.policies = policies
+        self.what_if = WhatIfDesk(
+            me=me, bus=bus, registry=registry, owner=owner, lookup=lookup, catalogue=catalogue, policies=policies
+        )
 
     def register(self, service: Service) -> None:
         for name, entry in self.catalogue.entries.items():
@@ -84,7 +100,8 @@ class FaceEndpoints:
                 queue=subjects.OWNERS,
                 metadata=_metadata(entry.capability),
             )
-        for verb, handler in (("list", self.jobs), ("get", self.job), ("cancel", self.cancel)):
+        verbs = {"list": self.jobs, "get": self.job, "cancel": self.cancel, "what-if": self.what_if.answer}
+        for verb, handler in verbs.items():
             service.add(f"jobs-{verb}", subjects.jobs(verb), handler, queue=subjects.OWNERS)
         service.add("nodes-list", subjects.NODES, self.nodes, queue=subjects.OWNERS)
         service.add("models-list", subjects.MODELS, self.models, queue=subjects.OWNERS)
@@ -128,10 +145,11 @@ class FaceEndpoints:
             params=msgspec.to_builtins(parsed.params, builtin_types=(bytes,)),
             work=capability.work(parsed.params),
             model=capability.model_of(parsed.params),
-            policy=parsed.policy,
+            policy=self.policies.settled(parsed.policy),
             reply=reply,
             format=request.reply_format.value,
             created_ms=time.time_ns() // 1_000_000,
+            submitter=submitter_of(request.reply),
         )
         delivered = Delivered.of(capability, self.bus, job, parsed.resume)
         floor = floor_of(parsed.resume)
@@ -179,7 +197,7 @@ class FaceEndpoints:
 
     async def job(self, request: Request) -> None:
         asked = _question(request, JobRequest)
-        request.respond(await self.lookup.find(asked.job))
+        request.respond(await self.lookup.find(asked.job, recall=True))
 
     async def cancel(self, request: Request) -> None:
         asked = _question(request, JobRequest)
@@ -200,6 +218,7 @@ class NodeEndpoints:
         durable: Durable,
         artifacts: Artifacts,
         files: ModelFiles,
+        history: HistoryDesk,
     ) -> None:
         self.me = me
         self.bus = bus
@@ -209,6 +228,7 @@ class NodeEndpoints:
         self.durable = durable
         self.artifacts = artifacts
         self.files = files
+        self.history = history
         self.unreadable = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -242,7 +262,7 @@ class NodeEndpoints:
             case "lease":
                 return self.worker.lease_check(decode(msg.data, LeaseCheck))
             case "cfp":
-                return self.worker.propose(decode(msg.data, CallForProposals))
+                return self.worker.answer(decode(msg.data, CallForProposals))
             case "cancel":
                 return self.worker.cancel(decode(msg.data, CancelAttempt))
             case "rekey":
@@ -254,7 +274,7 @@ class NodeEndpoints:
             case "released":
                 return self._later(self.durable.mirroring.released(decode(msg.data, Released)), msg, verb)
             case _:
-                parts = (self.durable, self.artifacts, self.files)
+                parts = (self.durable, self.artifacts, self.files, self.history)
                 if (work := next(filter(None, (part.answers(verb) for part in parts)), None)) is None:
                     raise OutbidError(f"unknown verb {verb!r}")
                 return self._later(work(msg), msg, verb)

@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from outbid_contracts import subjects
 from outbid_contracts.capability import ModelFile
 from outbid_contracts.codec import encode
 from outbid_contracts.errors import OutbidError
 from outbid_contracts.events import Chunk
-from outbid_contracts.ids import JobId, NodeId, new_bid_id
+from outbid_contracts.ids import JobId, NodeId
 from outbid_contracts.messages import (
     Accepted,
     Award,
@@ -37,20 +39,18 @@ from outbid_contracts.runner import Ready
 from outbid_node.artifacts.inputs import taken_out
 from outbid_node.artifacts.stages import Delivering, Fetching
 from outbid_node.attempt import Attempt
+from outbid_node.bidding import explain_offer, later_bid, make_bid, too_long
 from outbid_node.catalogue import Catalogue, Entry
+from outbid_node.choosing import left_s
 from outbid_node.client import Bus
-from outbid_node.estimate import estimate
 from outbid_node.history.interface import History, NoHistory
 from outbid_node.power.meter import Meter
-from outbid_node.runners.pool import RunnerPool, Wanted, wanted
+from outbid_node.runners.pool import RunnerPool, Wanted, device_kind, key_of, wanted
 from outbid_node.settling import Settler
 from outbid_node.terms import USUAL, Terms
 from outbid_node.trace import Trace
 
 log = logging.getLogger(__name__)
-
-BID_TTL_MS = 5_000
-"""How long a bid stands; the award follows within milliseconds unless the owner is in trouble."""
 
 OWNER_SILENT_S = 6.0
 """An owner that has not asked about its attempts for this long is dead or cut off: its attempts are stopped."""
@@ -83,13 +83,19 @@ class Worker:
         self.draining = False
         self.meter = meter
         self.history: History = NoHistory()
-        self.terms: Callable[[], Terms] = lambda: USUAL
+        self.terms: Callable[[bool], Terms] = lambda own: USUAL
+        """Of courtesy; `own` for what somebody at this very machine waits for."""
         self.trace = Trace("", node, "")
         self.settle_here: Callable[[Settle], bool] = lambda settle: False
         self.save_here: Callable[[SaveCheckpoint], None] = lambda save: None
         self.chunk_here: Callable[[Chunk], None] = lambda chunk: None
         self.elsewhere: Callable[[str, str | None], bool] = lambda capability, model: True
         self.on_room: Callable[[str, str | None, int], None] = lambda capability, model, free: None
+        self.on_ended: Callable[[Attempt, Outcome], None] = lambda attempt, outcome: None
+        self.on_work: Callable[[], None] = lambda: None
+        """A job came, or may come: whatever else the machine does gives way."""
+        self.on_bid: Callable[[CallForProposals, Proposal], None] = lambda cfp, proposal: None
+        self.on_ready: Callable[[str, str | None, Ready], None] = lambda capability, model, ready: None
         self.attempts: dict[str, Attempt] = {}
         self.settler = Settler(bus)
         self.fetching = Fetching()
@@ -105,42 +111,89 @@ class Worker:
     def offers(self) -> tuple[Offer, ...]:
         """All standing offers: one per capability and model."""
         return tuple(
-            self._offer(entry, model.name if model else None)
+            self._with_frees(entry, self._offer(entry, model.name if model else None))
             for entry in self.catalogue.usable()
             for model in (entry.models or (None,))
         )
 
+    def _with_frees(self, entry: Entry, offer: Offer) -> Offer:
+        frees_s = self._frees_s(entry, offer.model)
+        return msgspec.structs.replace(offer, frees_s=frees_s) if frees_s else offer
+
+    def _frees_s(self, entry: Entry, model: str | None) -> tuple[float, ...]:
+        """When its taken slots are expected to be free, the soonest first: capabilities may share a runner."""
+        runner, now = entry.capability.runner, time.monotonic()
+        return tuple(
+            sorted(
+                left_s(attempt.promised_s, attempt.promised_p90_s, now - attempt.started)
+                for attempt in self.attempts.values()
+                if attempt.model == model and attempt.entry.capability.runner == runner
+            )
+        )
+
     def propose(self, cfp: CallForProposals) -> Proposal:
-        """A bid, or a decline with its reason. Pure but for the bid's id and clock."""
+        """A bid, for a slot that is free or the first that will be, or a decline with its reason. Pure but for the
+        bid's id and clock.
+        """
         try:
-            offer = self._offer_for(cfp.capability, cfp.model)
+            own = self.is_own(cfp.owner, durable=cfp.durable)
+            entry, file = self.catalogue.find(cfp.capability, cfp.model)
+            offer = self._offer(entry, file.name if file else None, own=own)
         except OutbidError as error:
             code = "no_model" if error.code == "unknown_model" else "no_capability"
             return Decline(node=self.node, job=cfp.job, code=code, reason=error.message)
         if refusal := self._refusal(offer):
+            self.on_work()
             code, reason, temporary = refusal
+            frees_s = self._frees_s(entry, offer.model) if code == "busy" and not too_long(offer, cfp.work) else ()
+            if frees_s:
+                return later_bid(self.node, cfp.job, offer, cfp.work, start_s=frees_s[0], zone=self.zone)
             return Decline(node=self.node, job=cfp.job, code=code, reason=reason, temporary=temporary)
         if reason := too_long(offer, cfp.work):
             return Decline(node=self.node, job=cfp.job, code="blocked", reason=reason, temporary=True)
         return self.bid(cfp.job, offer, cfp.work)
 
+    def answer(self, cfp: CallForProposals) -> Proposal:
+        """As `propose`, for another owner."""
+        if not cfp.dry:
+            self.on_work()
+        proposal = self.propose(cfp)
+        self.on_bid(cfp, proposal)
+        return proposal
+
     def bid(self, job: JobId, offer: Offer, work: dict[str, float]) -> Bid:
         return make_bid(self.node, job, offer, work, zone=self.zone, why=explain_offer(offer))
 
-    def _offer_for(self, capability: str, model: str | None) -> Offer:
+    def _offer_for(self, capability: str, model: str | None, *, own: bool) -> Offer:
         entry, found = self.catalogue.find(capability, model)
-        return self._offer(entry, found.name if found else None)
+        return self._offer(entry, found.name if found else None, own=own)
 
-    def _offer(self, entry: Entry, model: str | None) -> Offer:
+    def is_own(self, owner: NodeId, *, durable: bool) -> bool:
+        """Whether somebody at this machine waits for it; a durable job may be anybody's."""
+        return owner == self.node and not durable
+
+    def own_room(self, capability: str, model: str | None) -> int:
+        """Free slots for what somebody at this machine waits for, while they are not for the others."""
+        if not self.terms(False).refuse or self.terms(True).refuse:
+            return 0
+        try:
+            offer = self._offer_for(capability, model, own=True)
+        except OutbidError:
+            return 0
+        return 0 if offer.blocked else max(0, offer.free)
+
+    def _offer(self, entry: Entry, model: str | None, *, own: bool = False) -> Offer:
         file = self.model_file(entry, model)
         room = self.pool.room(entry.capability, file)
         speed = self.catalogue.speed(entry.capability, file)
         if room.ready is not None and self._heard.get((entry.capability.name, model)) is not room.ready:
             self._heard[(entry.capability.name, model)] = room.ready
-            speed.learn_ready(room.ready)
-        default, terms = entry.default_model, self.terms()
-        device = _device(room.ready or self._heard.get((entry.capability.name, model)))
-        watts = self.meter.watts(device)
+            speed = self.catalogue.came_up(entry.capability, file, room.ready)
+            self.on_ready(entry.capability.name, model, room.ready)
+        typical, typical_from = self.catalogue.speeds.typical(entry.capability.name, model, speed)
+        default, terms = entry.default_model, self.terms(own)
+        device = device_kind(room.ready or self._heard.get((entry.capability.name, model)))
+        watts = self.meter.watts(device, key_of(entry.capability, file))
         return Offer(
             capability=entry.capability.name,
             model=model,
@@ -152,6 +205,8 @@ class Worker:
             rates={unit: rate * terms.slower for unit, rate in speed.rates.items()},
             crowding=speed.crowding,
             spread=speed.spread,
+            typical=typical,
+            typical_from=typical_from,
             watts=watts,
             usd_per_s=self.meter.usd_per_s(watts),
             default=default is None or default.name == model,
@@ -161,12 +216,12 @@ class Worker:
             device=device,
             most_s=terms.most_s,
             most_why=terms.most_why,
-            rests_on=speed.source,
+            rests_on=f"{speed.source}; {terms.slower_why}" if terms.slower_why else speed.source,
         )
 
     def device_of(self, entry: Entry, model: str | None) -> str:
         """The kind of device that its runner runs on now."""
-        return _device(self.pool.room(entry.capability, self.model_file(entry, model)).ready)
+        return device_kind(self.pool.room(entry.capability, self.model_file(entry, model)).ready)
 
     def _free(self, free: int) -> int:
         if self.draining:
@@ -190,10 +245,12 @@ class Worker:
     def award(self, award: Award) -> AwardReply:
         """Take the award and start the attempt, or refuse it."""
         job = award.job
+        self.on_work()
         self._supersede(award)
         try:
             entry, file = self.catalogue.find(job.capability, job.model)
-            offer = self._offer(entry, file.name if file else None)
+            own = self.is_own(job.owner, durable=job.durable)
+            offer = self._offer(entry, file.name if file else None, own=own)
             if refusal := self._refusal(offer):
                 code, reason, temporary = refusal
                 return self._declined(offer, code, reason, temporary)
@@ -204,7 +261,7 @@ class Worker:
                 return Accepted(node=self.node, free=offer.free)
             self.attempts[attempt.key] = attempt
             self.idle.clear()
-            self.meter.begin(attempt.key, offer.device)
+            self.meter.begin(attempt.key, offer.device, key_of(entry.capability, file))
             self._note_start(attempt, offer)
             self._begin(attempt, file)
         except OutbidError as error:
@@ -297,6 +354,7 @@ class Worker:
             self.settler.unsettled.add(attempt.key)
             self.delivering.begin(attempt, outcome, payloads, self._settle)
         self._forget(attempt.key)
+        self.on_ended(attempt, outcome)
         if self.trace.on:
             outcome_kind = outcome.__struct_config__.tag
             self.trace.note("stopped", job=attempt.job.id, attempt=attempt.number, outcome=outcome_kind)
@@ -362,6 +420,8 @@ class Worker:
         self._wants[node] = wants
         if not wants:
             del self._wants[node]
+        else:
+            self.on_work()
         wanted = (self._wanted(*want) for want in sorted(set().union(*self._wants.values()), key=str))
         self.pool.want([want for want in wanted if want is not None])
 
@@ -388,6 +448,26 @@ class Worker:
             else:
                 finished_here.append(attempt.job.id)
         return finished_here, handed_over
+
+    def withdraw(self, why: str, beyond_s: float | None = None) -> tuple[list[JobId], list[JobId]]:
+        """Give back, for its person's sake, what another node can go on with; `beyond_s`: only what is expected to take
+        longer yet. What somebody at this machine waits for stays. Returns the jobs that go on here, and those given
+        back.
+        """
+        stay: list[JobId] = []
+        handed_over: list[JobId] = []
+        for attempt in list(self.attempts.values()):
+            if attempt.given_back:
+                continue
+            own = self.is_own(attempt.job.owner, durable=attempt.job.durable)
+            in_time = beyond_s is not None and attempt.left_s <= beyond_s
+            movable = attempt.can_go_on_elsewhere and self.elsewhere(attempt.job.capability, attempt.model)
+            if own or in_time or not movable:
+                stay.append(attempt.job.id)
+            else:
+                self._give_back(attempt, why)
+                handed_over.append(attempt.job.id)
+        return stay, handed_over
 
     def leave(self) -> bool:
         """The node stops and waits no longer: jobs that outlive it give a last checkpoint. False if there are none."""
@@ -417,45 +497,3 @@ class Worker:
 
     def _declined(self, offer: Offer, code: str, reason: str, temporary: bool) -> Declined:
         return Declined(node=self.node, code=code, reason=reason, free=max(0, offer.free), temporary=temporary)
-
-
-def make_bid(
-    node: NodeId, job: JobId, offer: Offer, work: dict[str, float], *, zone: Zone, why: str, standing: bool = False
-) -> Bid:
-    """The numbers of a bid from an offer; the bidder and an owner that reads standing offers use the same formula."""
-    numbers = estimate(offer, work)
-    return Bid(
-        bid_id=new_bid_id(),
-        node=node,
-        job=job,
-        expires_ms=time.time_ns() // 1_000_000 + BID_TTL_MS,
-        start_s=0.0 if offer.warm else offer.load_s,
-        finish_s=numbers.finish_s,
-        finish_p90_s=numbers.finish_p90_s,
-        energy_j=numbers.energy_j,
-        cost_usd=numbers.cost_usd,
-        warm=offer.warm,
-        zone=zone,
-        model=offer.model,
-        standing=standing,
-        why=why,
-    )
-
-
-def _device(ready: Ready | None) -> str:
-    """As its runner said, without the number of the card."""
-    return str(ready.info.get("device", "")).partition(":")[0] if ready else ""
-
-
-def too_long(offer: Offer, work: dict[str, float]) -> str:
-    """Why such a job is too long for that node now, or nothing."""
-    if offer.most_s is None or (finish_s := estimate(offer, work).finish_p90_s) <= offer.most_s:
-        return ""
-    return f"would take up to {finish_s:.3g} s, and it takes only jobs of {offer.most_s:.3g} s: {offer.most_why}"
-
-
-def explain_offer(offer: Offer) -> str:
-    state = "warm" if offer.warm else f"cold, loads in {offer.load_s:.2g} s"
-    rates = ", ".join(f"{1 / rate:.3g} {unit}/s" for unit, rate in offer.rates.items() if rate > 0)
-    slots = f"{offer.free} of {offer.slots} slots free"
-    return "; ".join(part for part in (state, rates, slots, f"from {offer.rests_on}") if part)
