@@ -13,27 +13,33 @@ from pathlib import Path
 
 from outbid_bench.loops import run
 from outbid_bench.machine import conditions
-from outbid_bench.options import Options
+from outbid_bench.options import Options, Simulation
 from outbid_bench.report import Section, write_page
+from outbid_contracts.policy import GOALS
 
 SUBSETS = {
     "dispatch": "what the mesh costs: a job that does nothing, beside bare request-reply and Celery",
     "durable": "jobs that are on disk before they are acknowledged, beside Celery with a Redis that promises the same",
     "waiting": "a hundred thousand durable jobs that wait at one node, and a restart with all of them",
     "chat": "a streamed chat beside the engine called directly; eight at once",
+    "bids": "promise and actual of chats on three nodes of different speed, and how often the wrong one wins",
     "artifacts": "a file of 100 MB that a job made, fetched on the node that holds it and from another one",
     "images": "pictures beside diffusers called directly; four at once",
     "models": "a model copied from node to node beside a plain TCP stream (root, Linux)",
+    "history": "what recording costs; a file of ten million rows and how long it takes to look things up in it",
     "weight": "memory, processor time at rest, start-up",
     "lan": "five hosts on a network: until all see a new node, until all know that one is gone (root, Linux)",
+    "simulate": "placement on a simulated clock: 5 to 1,000 nodes, other systems' rules, a clairvoyant (only if named)",
 }
+MEASURED = tuple(name for name in SUBSETS if name != "simulate")
+"""Those that say something about this machine."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that what was started is ended
     sections: dict[str, str] = {}
-    for name in arguments.subset or SUBSETS:
+    for name in arguments.subset or MEASURED:
         known = conditions(_command(arguments, name))
         section = _measure(name, arguments)
         print("\n".join([section.as_text(), "", *known, ""]), flush=True)
@@ -55,14 +61,40 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="rough figures in a fraction of the time")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of language models (as many as a node takes)")
     parser.add_argument("--write", type=Path, metavar="FILE", help="keep the tables in this Markdown page")
+    one = parser.add_argument_group("simulate: one run instead of the whole study; any of")
+    one.add_argument("--nodes", type=_nodes, metavar="N", help="5 is the home fleet (5), from 10 on a lab")
+    one.add_argument("--load", type=float, metavar="SHARE", help="of what the fleet can do at most (0.7)")
+    one.add_argument("--policy", choices=GOALS, help="of all jobs (fastest)")
+    one.add_argument("--seed", type=int, metavar="N", help="of machines and jobs (1)")
+    one.add_argument("--bursty", action="store_const", const=True, help="jobs come in bursts")
     return parser
+
+
+def _nodes(text: str) -> int:
+    if not text.isdecimal() or (int(text) != 5 and int(text) < 10):
+        raise argparse.ArgumentTypeError("5 (the home fleet), or 10 and more (a lab)")
+    return int(text)
+
+
+_ONE = ("nodes", "load", "policy", "seed", "bursty")
+
+
+def _simulation(arguments: argparse.Namespace) -> Simulation | None:
+    chosen = {name: value for name in _ONE if (value := getattr(arguments, name)) is not None}
+    return Simulation(**chosen) if chosen else None
 
 
 def _measure(name: str, arguments: argparse.Namespace) -> Section:
     rounds = arguments.rounds or (3 if arguments.quick else 5)
     subset = importlib.import_module(f"outbid_bench.{name}")
     with tempfile.TemporaryDirectory(prefix="outbid-bench-", ignore_cleanup_errors=True) as folder:
-        options = Options(Path(folder), rounds=rounds, quick=arguments.quick, threads=arguments.threads)
+        options = Options(
+            Path(folder),
+            rounds=rounds,
+            quick=arguments.quick,
+            threads=arguments.threads,
+            simulation=_simulation(arguments),
+        )
         section: Section = run(subset.run(options))
         return section
 
@@ -71,6 +103,9 @@ def _command(arguments: argparse.Namespace, subset: str) -> str:
     words = ["python", "-m", "outbid_bench", subset]
     words += ["--rounds", str(arguments.rounds)] if arguments.rounds else []
     words += ["--threads", str(arguments.threads)] if arguments.threads else []
+    for name in _ONE:
+        value = getattr(arguments, name)
+        words += [f"--{name}", *([] if value is True else [str(value)])] if value is not None else []
     return shlex.join([*words, *(["--quick"] if arguments.quick else [])])
 
 

@@ -8,7 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from outbid_contracts.policy import Goal
+
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """One run of the placement simulator."""
+
+    nodes: int = 5
+    load: float = 0.7
+    policy: Goal = "fastest"
+    seed: int = 1
+    bursty: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +33,8 @@ class Options:
     quick: bool = False
     threads: int | None = None
     """Of language models; None: as many as a node would take."""
+    simulation: Simulation | None = None
+    """Instead of the whole study."""
 
     def few_or_many(self, few: T, many: T) -> T:
         return few if self.quick else many

@@ -89,11 +89,15 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_page(page: Path, sections: dict[str, str]) -> None:
-    """Put `sections` (name: Markdown) into the page; those of earlier runs that are not among them stay."""
-    kept = dict(_SECTION.findall(page.read_text("utf-8"))) if page.exists() else {}
+    """Put `sections` (name: Markdown) into the page; those of earlier runs that are not among them stay, and so does
+    what stands before the first.
+    """
+    before = page.read_text("utf-8") if page.exists() else ""
+    kept = dict(_SECTION.findall(before))
+    head = before.partition("<!-- ")[0].rstrip() + "\n" if before else PAGE_HEAD
     merged = {name: body.strip() for name, body in (kept | sections).items()}
     bodies = [f"<!-- {name} begins -->\n\n{merged[name]}\n\n<!-- {name} ends -->" for name in sorted(merged)]
-    page.write_text("\n".join([PAGE_HEAD, "\n\n".join(bodies), ""]), "utf-8")
+    page.write_text("\n".join([head, "\n\n".join(bodies), ""]), "utf-8")
 
 
 _SECTION = re.compile(r"<!-- (\w+) begins -->(.*?)<!-- \1 ends -->", re.DOTALL)

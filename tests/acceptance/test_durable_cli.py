@@ -70,7 +70,7 @@ def test_a_job_submitted_on_one_node_is_read_and_watched_on_another(pair: Sequen
 
 def test_every_event_comes_as_json_from_the_beginning(pair: Sequence[NodeProcess]) -> None:
     a, b = pair
-    job = submit(a, "test.echo", "-p", "text=abc", "-p", "chunks=3")
+    job = submit(a, "test.echo", "-p", "text=abc", "-p", "chunks=3", "-p", "delay_s=0.1")  # long enough to be watched
 
     events = [json.loads(line) for line in outbid(b, "watch", job, "--json").stdout.splitlines()]
 
