@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -146,13 +145,12 @@ async def test_a_reading_that_raises_ends_nothing(
     assert watched.meter.end("a/1") is not None
 
 
-def test_beginning_and_ending_take_microseconds(tmp_path: Path) -> None:
-    """The dispatch of no-op jobs leaves some 200 for everything; the bound is loose for busy machines."""
-    meter = EnergyMeter(POWER, Resources, dict, tmp_path)
-    took = []
-    for number in range(200):
-        began = time.perf_counter()
-        meter.begin(f"{number}", "cpu", ME)
-        meter.end(f"{number}")
-        took.append(time.perf_counter() - began)
-    assert sorted(took)[100] < 50e-6
+def test_beginning_and_ending_read_nothing(tmp_path: Path) -> None:
+    """They come 5,000 times a second."""
+
+    def never() -> Any:
+        raise AssertionError("read")
+
+    meter = EnergyMeter(POWER, never, never, tmp_path / "nowhere")
+    meter.begin("a/1", "cpu", ME)
+    assert meter.end("a/1") is not None
