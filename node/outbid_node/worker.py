@@ -43,7 +43,6 @@ from outbid_node.bidding import explain_offer, later_bid, make_bid, too_long
 from outbid_node.catalogue import Catalogue, Entry
 from outbid_node.choosing import left_s
 from outbid_node.client import Bus
-from outbid_node.history.interface import History, NoHistory
 from outbid_node.power.meter import Meter
 from outbid_node.runners.pool import RunnerPool, Wanted, device_kind, key_of, wanted
 from outbid_node.settling import Settler
@@ -82,7 +81,6 @@ class Worker:
         self.catalogue = catalogue
         self.draining = False
         self.meter = meter
-        self.history: History = NoHistory()
         self.terms: Callable[[bool], Terms] = lambda own: USUAL
         """Of courtesy; `own` for what somebody at this very machine waits for."""
         self.trace = Trace("", node, "")

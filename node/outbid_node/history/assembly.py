@@ -67,7 +67,6 @@ class NodeHistory:
             return len(worker.attempts), len(owner.placer.waiting)
 
         self.sampler = Sampler(resources.read, load, self.log.note, self.section.sample_s)
-        worker.history = self.log
         if self.kept is None:
             return
         recording = self.recording = Recording(owner.me, self.log, registry.name_of, worker.pool.cpu_share)
