@@ -6,7 +6,7 @@ IN = $(PYTHON) tools/bootstrap.py
 ARGS ?=
 # Most tests wait for processes more than they compute: two at a time halve the wait. WORKERS=0 runs them one by one.
 WORKERS ?= 2
-PYTEST = pytest -n $(WORKERS) --dist loadfile
+PYTEST = tools/suite.py -n $(WORKERS) --dist loadfile
 
 .PHONY: help demo test check lint bench format wheel reference clean
 
@@ -24,13 +24,13 @@ demo:
 	@$(IN) demo --run -m outbid.demo $(ARGS)
 
 test:
-	@$(IN) test --run -m $(PYTEST) $(ARGS)
+	@$(IN) test --run $(PYTEST) $(ARGS)
 
 lint:
 	@$(IN) dev --run tools/lint.py
 
 check: lint
-	@$(IN) test --run -m $(PYTEST) tests/unit tests/integration $(ARGS)
+	@$(IN) test --run $(PYTEST) tests/unit tests/integration $(ARGS)
 
 bench:
 	@$(IN) bench --run -m outbid_bench $(ARGS)

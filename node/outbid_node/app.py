@@ -66,6 +66,7 @@ class Node(Wiring):
         self.bus = Bus(f"outbid {self.name}")
         await self.bus.connect(self.backbone.url, self.identity.node_creds)
         self._undo.push_async_callback(self.bus.close)
+        self.backbone.follow()
         self.speeds = Speeds()
         self.catalogue = await self._make_catalogue(machine)
         await self._start_pool(machine)

@@ -113,10 +113,11 @@ async def test_a_lost_attempt_is_told_to_stop_and_its_pieces_are_nobodys(node: N
         told.put_nowait(msg)
 
     await peer.nc.subscribe(subjects.node(PEER, "cancel"), cb=take)
-    peer.on_lease = lambda check: LeaseState(node=PEER, unknown=check.attempts)
     running = asyncio.ensure_future(ask(node))
     award = await awarded(peer)
     await send(peer, award, "ab")
+    await peer.nc.flush()
+    peer.on_lease = lambda check: LeaseState(node=PEER, unknown=check.attempts)
     stop = decode((await asyncio.wait_for(told.get(), 10)).data, CancelAttempt)
     assert (stop.job, stop.attempt) == (award.job.id, 1)
     while not running.done():

@@ -42,6 +42,7 @@ async def main():
     backbone = Backbone(identity=Identity(MeshKey.from_text(key), node, Path(state)), state=Path(state), version="1",
                         port=None, route_port=int(route), peers=[], discovery=False, txt={})
     await backbone.start()
+    backbone.follow()
     while backbone.health()["router"]["state"] != "up":
         await asyncio.sleep(0.01)
     health = backbone.health()
@@ -110,6 +111,7 @@ class Fleet:
         self.nodes.append(node)
         await node.backbone.start()
         await node.connect()
+        node.backbone.follow()
         return node
 
     async def whole(self) -> None:
@@ -143,6 +145,33 @@ async def nobody_answers(node: Node, subject: str) -> bool:
 def pids(node: Node) -> tuple[int, int]:
     health = node.backbone.health()
     return health["ledger"]["pid"], health["router"]["pid"]
+
+
+async def test_nothing_is_linked_before_the_daemon_is_signed_in(fleet: Fleet, tmp_path: Path) -> None:
+    """The link reloads the ledger, which may hang up on who is just signing in."""
+    other = await fleet.add()
+    identity = Identity(fleet.key, new_node_id(), tmp_path / "late", name="late")
+    late = Backbone(
+        identity=identity,
+        state=tmp_path / "late",
+        version="1",
+        port=None,
+        route_port=None,
+        peers=[],
+        discovery=True,
+        txt={},
+    )
+    await late.start()
+    try:
+        await until(lambda: other.id in late._known)
+        await asyncio.sleep(0.3)
+        assert late.router.health()["state"] != "up"
+        assert "leafnodes" not in late.ledger.server.config_file.read_text()
+        late.follow()
+        await until(lambda: late.router.health()["state"] == "up")
+        await until(lambda: "leafnodes" in late.ledger.server.config_file.read_text())
+    finally:
+        await late.stop()
 
 
 async def test_a_lone_node_runs_no_router(fleet: Fleet) -> None:

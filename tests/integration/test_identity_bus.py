@@ -122,6 +122,7 @@ class Place:
         )
         self._stack.push_async_callback(backbone.stop)
         await backbone.start()
+        backbone.follow()
         return backbone
 
     async def client(self, node: Backbone) -> Client:

@@ -95,7 +95,8 @@ class Backbone:
         return self.ledger.jetstream_error
 
     async def start(self) -> None:
-        """Returns when the ledger answers; router and discovery follow in the background.
+        """Returns when the ledger answers and discovery is under way. Peers are heard from now on and linked to from
+        `follow` on.
 
         Writes the identity's files. Raises InvalidConfig when a given port is taken (names the holder), ServerFailed
         when the ledger does not run.
@@ -110,6 +111,14 @@ class Backbone:
         except BaseException:
             await self.stop()
             raise
+
+    def follow(self) -> None:
+        """Bring the router up when there is a peer, and link the ledger to it, in the background.
+
+        To be called once the daemon's own connection stands: the link is a reload of the ledger, which hangs up on who
+        is just signing in, and nats-py, when it has the first answer by then, closes for good (seen with 2.15.1 and
+        nats-py 2.16; who is in stays in, 300 of 300).
+        """
         self._worker = asyncio.create_task(self._follow(), name="router follows peers")
         self._changed.set()
 
