@@ -12,7 +12,7 @@ caution (`CAUTION`). Between equal nodes it never does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from math import exp, log
@@ -22,32 +22,27 @@ from types import MappingProxyType
 from outbid_contracts.ids import NodeId
 from outbid_contracts.messages import Considered
 from outbid_contracts.policy import Policy, weights_of
-from outbid_node.options import CAUTION, Option, Want, pick, waiting_pays, weighed
+from outbid_node.options import CAUTION, Option, Wait, Want, pick, waiting_pays, weighed
 from outbid_node.outlook import Outlook, promising
-from outbid_node.places import Place, Places
+from outbid_node.places import FEW, Place, Places
 
 __all__ = ["CAUTION", "LOOK_AHEAD", "Plan", "Wait", "Want", "choose", "left_s", "plan", "promising", "waits_for"]
 
-LOOK_AHEAD = 32
-"""Jobs looked at in one walk, which bounds its cost. Those behind them wait without a look."""
+LOOK_AHEAD, OF_MANY = 32, 12
+"""Jobs looked at in one walk, which bounds its cost; on a large mesh fewer, as each takes longer to compare there and
+looking is called for more often. Those behind them wait without a look.
+"""
+
+HOLDS_S, HOLDS = 0.25, 0.1
+"""That waiting is best for a job holds for so long, and this part of the time until its slot is expected to be free, as
+far as no node has more room meanwhile.
+"""
+
+MOST_GAINS = 6
+"""With more nodes that have more room than before, all is looked at anew."""
 
 _NORMAL = NormalDist()
 _P90 = _NORMAL.inv_cdf(0.9)
-
-
-@dataclass(slots=True, eq=False)
-class Wait:
-    """It waits for a slot of `best`; `instead` is the idle one that it leaves to others."""
-
-    want: Want
-    best: Option | None
-    instead: Option | None = None
-
-    @property
-    def reason(self) -> str:
-        if self.best is None:
-            return ""
-        return why_wait(self.best, self.instead)
 
 
 @dataclass(slots=True)
@@ -68,32 +63,57 @@ def plan(
     now: float,
     *,
     on_way: Mapping[NodeId | None, int] = MappingProxyType({}),
-    most: int = LOOK_AHEAD,
+    most: int | None = None,
+    gains: Collection[NodeId] | None = None,
 ) -> Plan:
     """Walk the queue. `on_way`: slots that jobs let go before are on their way to; the places do not know of them yet.
+    `gains`: the nodes that have more room than at the last walk, so that a job which was looked at a moment ago is only
+    compared with those (`Wait.until`); None: look at all anew.
 
-    Pure, but that a job remembers since when it waits though it could have gone (`Want.since`).
+    Pure, but that a job remembers what it waits for, and since when it waits though it could have gone.
     """
     made, outlook = Plan(), Outlook(places, now)
+    gained = _known(gains, places)
     for node, count in on_way.items():
         outlook.claim(node, count)
+    if most is None:
+        most = LOOK_AHEAD if len(places) <= FEW else OF_MANY
     for want in islice(queue, most):
-        if not outlook.any_idle(want):
+        if not outlook.any_idle():
             break
         made.looked += 1
-        idle, later = outlook.options(want)
-        best = pick(idle, later, want.waited_s(now))
-        if best is None and outlook.hopeless(want):
-            made.go.append((want, None))
-        elif best is None or best.later:
-            if idle is not None and want.since is None:
-                want.since = now
-            made.waits.append(Wait(want, best, idle))
+        wait = outlook.still_waits(want, gained) if gained is not None else None
+        if wait is not None:
+            made.waits.append(wait)
+            outlook.take(wait.best)
         else:
-            made.go.append((want, best.place))
-        if best is not None:
-            outlook.take(best)
+            _give(want, outlook, made)
     return made
+
+
+def _give(want: Want, outlook: Outlook, made: Plan) -> None:
+    """The job has the slot where it is best off, as things are now."""
+    now = outlook.now
+    idle, later = outlook.options(want)
+    best = pick(idle, later, want.waited_s(now))
+    want.wait = None
+    if best is None and outlook.hopeless(want):
+        made.go.append((want, None))
+    elif best is None or best.later:
+        if idle is not None and want.since is None:
+            want.since = now
+        want.wait = Wait(want, best, idle, now + (max(HOLDS_S, HOLDS * best.start_s) if best is not None else 0.0))
+        made.waits.append(want.wait)
+    else:
+        made.go.append((want, best.place))
+    outlook.take(best)
+
+
+def _known(gains: Collection[NodeId] | None, places: Places) -> Sequence[Place] | None:
+    """Those of them that still offer such work; None if all is to be looked at anew."""
+    if gains is None or len(gains) > MOST_GAINS:
+        return None
+    return [place for node in gains if (place := places.get(node)) is not None]
 
 
 def choose(ranked: Sequence[Considered], policy: Policy, waited_s: float = 0.0) -> Considered | None:
@@ -128,17 +148,6 @@ def as_option(considered: Considered, policy: Policy) -> Option:
         bid.cost_usd,
         stretch,
     )
-
-
-def why_wait(best: Option, instead: Option | None) -> str:
-    """For people."""
-    told = f"{best.name} is expected free in {best.start_s:.2g} s"
-    if instead is None:
-        return told
-    sooner_s = instead.finish_s - best.finish_s
-    if sooner_s > 0:
-        return f"{told} and finishes {sooner_s:.2g} s sooner than {instead.name}"
-    return f"{told} and is better for this job's policy than {instead.name}"
 
 
 def left_s(p50_s: float, p90_s: float, elapsed_s: float) -> float:

@@ -44,6 +44,8 @@ class Want:
     tag: Any = None
     since: float | None = None
     """When it first waited though there was an idle slot for it."""
+    wait: Wait | None = field(init=False, default=None)
+    """What the last walk found, if it is to wait."""
     known: dict[NodeId, tuple[Any, int, Estimate]] = field(init=False, default_factory=dict)
 
     @property
@@ -107,6 +109,31 @@ class Option:
     def order(self) -> tuple[bool, int, float, NodeId]:
         """As `ranking.rank` sorts; of two that are free later a preferred one does not come first for that."""
         return self.late, max(1, self.tier) if self.later else self.tier, self.score, self.node
+
+
+@dataclass(slots=True, eq=False)
+class Wait:
+    """It waits for a slot of `best`; `instead` is the idle one that it leaves to others. Until then this is taken to
+    hold, but for nodes that have more room meanwhile.
+    """
+
+    want: Want
+    best: Option | None
+    instead: Option | None = None
+    until: float = 0.0
+
+    @property
+    def reason(self) -> str:
+        """For people."""
+        if self.best is None:
+            return ""
+        told = f"{self.best.name} is expected free in {self.best.start_s:.2g} s"
+        if self.instead is None:
+            return told
+        sooner_s = self.instead.finish_s - self.best.finish_s
+        if sooner_s > 0:
+            return f"{told} and finishes {sooner_s:.2g} s sooner than {self.instead.name}"
+        return f"{told} and is better for this job's policy than {self.instead.name}"
 
 
 def pick(idle: Option | None, later: Option | None, waited_s: float = 0.0) -> Option | None:

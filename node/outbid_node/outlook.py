@@ -11,7 +11,7 @@ from itertools import islice
 from outbid_contracts.ids import NodeId
 from outbid_contracts.policy import Zone, weights_of
 from outbid_node.estimate import Estimate
-from outbid_node.options import SHORT_S, Option, Want, tier_of, weighed
+from outbid_node.options import SHORT_S, Option, Wait, Want, tier_of, waiting_pays, weighed
 from outbid_node.places import FEW, Order, Place, Places
 from outbid_node.ranking import exclusion
 
@@ -37,19 +37,19 @@ class Outlook:
         self._places = places
         self._small = len(places) <= FEW
         self._seats: dict[NodeId, _Seat] = {}
-        self._begun = sum(place.idle for place in places) if self._small else -1
+        self._begun = places.idle()
         self._spent = 0
 
-    def any_idle(self, want: Want) -> bool:
+    def any_idle(self) -> bool:
         """Whether an idle slot is left to give out."""
-        if self._begun < 0:
-            self._begun = len(self._places.orders(want.work, costs=False)[0].time)
         return self._begun > self._spent
 
     # -- giving out -----------------------------------------------------------------------------------------------
 
-    def take(self, option: Option) -> None:
-        """The slot is taken until the job is done."""
+    def take(self, option: Option | None) -> None:
+        """The slot, if there is one, is taken until the job is done."""
+        if option is None:
+            return
         assert option.place is not None
         seat = self._seat(option.place)
         if option.later:
@@ -79,6 +79,26 @@ class Outlook:
         """The best idle slot and the best later one."""
         found = self._options(want, want.excluded)
         return self._options(want, ()) if want.excluded and found == (None, None) else found
+
+    def still_waits(self, want: Want, gained: Iterable[Place]) -> Wait | None:
+        """For what, if that is still to be had and none of the nodes that have more room now is better."""
+        wait = want.wait
+        if wait is None or wait.best is None or self.now >= wait.until or not self._is_taken(wait.best):
+            return None
+        waited_s = want.waited_s(self.now)
+        for place in gained:
+            option = None if place.node in want.excluded else self._evaluate(want, place)
+            if option is not None and not option.later and not waiting_pays(option, wait.best, waited_s):
+                return None
+        return wait
+
+    def _is_taken(self, option: Option) -> bool:
+        """Whether its place is there with no free slot, but with one of which is known when it will be."""
+        place = option.place
+        if place is None or self._places.get(place.node) is not place or place.offer.blocked:
+            return False
+        seat = self._seat(place)
+        return seat.free <= 0 and bool(seat.frees)
 
     def hopeless(self, want: Want) -> bool:
         """Whether waiting does not help: the policy rules every node out that could take it."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -144,6 +144,7 @@ class Places:
         self._free: dict[NodeId, int] = {}
         self._room = 0
         self._uncounted: set[NodeId] = set()
+        self._gains: set[NodeId] = set()
         self._quickest: dict[tuple[tuple[str, int], ...], NodeId] = {}
         for place in places:
             self.put(place)
@@ -178,11 +179,37 @@ class Places:
         for node in self._uncounted:
             place = self._places.get(node)
             free = max(0, place.free) if place is not None and not place.offer.blocked else 0
-            self._room += free - self._free.pop(node, 0)
+            before = self._free.pop(node, 0)
+            self._room += free - before
             if free:
                 self._free[node] = free
+            if free > before:
+                self._gains.add(node)
         self._uncounted.clear()
         return self._room
+
+    def released(self, node: NodeId) -> None:
+        """A job that was on its way there is no more: if slots are free, there is one more to be had."""
+        place = self._places.get(node)
+        if place is not None and place.idle:
+            self._gains.add(node)
+
+    def idle(self) -> int:
+        """How many places are idle."""
+        self.room()
+        return len(self._free)
+
+    @property
+    def grew(self) -> bool:
+        """Whether `gains` has something to tell."""
+        self.room()
+        return bool(self._gains)
+
+    def gains(self) -> Collection[NodeId]:
+        """The nodes that have more room than when this was last asked."""
+        self.room()
+        gains, self._gains = self._gains, set()
+        return gains
 
     def seconds(self, work: Work) -> float:
         """What such a job takes, about, on the quickest node with its model loaded; 1 if there is none."""

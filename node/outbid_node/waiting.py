@@ -36,6 +36,9 @@ SHORTER_FIRST = 8.0
 that has waited for less than 152 s.
 """
 
+MOST_COUNTED = 256
+"""Kinds of work that are counted on though nothing of them is on its way: the next such job comes soon."""
+
 LOOK_S = 0.25
 """Heartbeats have the waiting jobs looked at again at most this often; a slot that becomes free does at once."""
 
@@ -103,6 +106,12 @@ class Ticket:
             self._want.tag = self
         return self._want
 
+    def leave(self) -> None:
+        """Whatever it wanted is past, and goes without waiting for the collector of cycles."""
+        self.gone = True
+        if self._want is not None:
+            self._want.tag = None
+
     def work(self) -> Work:
         if self._want is None and self._load is not None:
             return self._load().work
@@ -131,8 +140,9 @@ class WaitingRoom:
         self._passing: dict[OfferKey, Counter[NodeId | None]] = {}
         self._passing_by: Counter[str] = Counter()
         """By submitter, where that counts."""
-        self._looked: dict[OfferKey, tuple[float, int]] = {}
-        """When, and the free slots then."""
+        self._looked: dict[OfferKey, float] = {}
+        self._short: set[OfferKey] = set()
+        """Where more would have gone, had not so many been on their way."""
         self.on_wait: Callable[[OfferKey], None] = lambda key: None
         self.own_room: Callable[[OfferKey], int] = lambda key: 0
         """Slots here that are open to this node's own callers only; jobs that wait for better times may not have them.
@@ -184,7 +194,7 @@ class WaitingRoom:
     def claimed(self, ticket: Ticket) -> Collection[NodeId]:
         """Nodes whose free slots all have other jobs on their way to them."""
         on_way = self._passing.get(ticket.key)
-        if on_way is None or len(on_way) == 1:
+        if on_way is None or len(on_way) <= 1:
             return ()
         places, found = self._registry.places(*ticket.key), []
         for node, count in on_way.items():
@@ -223,31 +233,34 @@ class WaitingRoom:
 
     def leave(self, ticket: Ticket) -> None:
         """It has its slot, or wants none any more."""
-        ticket.gone = True
+        ticket.leave()
         if ticket.queued:
             self._lines[ticket.key].discard(ticket)
             self._dequeue(ticket)
         if ticket.passing:
             self._end_pass(ticket)
-        if self._lines:
+        if ticket.key in self._lines and self._is_open(ticket.key):
             self._let_go(ticket.key)
 
     # -- turns ----------------------------------------------------------------------------------------------------
 
     def _node_changed(self, node: NodeId, what: str) -> None:
         for key in list(self._lines):
-            if what != "beat" or self._is_due(key, node):
+            if what not in ("beat", "room") or self._is_due(key, node):
                 self._let_go(key)
 
     def _is_due(self, key: OfferKey, node: NodeId) -> bool:
-        """Whether a heartbeat of that node is a reason to look again: it has room now, or news may matter by now."""
+        """Whether news of that node are a reason to look again: there is more room, or it may matter by now."""
         places = self._registry.places(*key)
         if node not in places:
             return not len(places)
-        looked, room = self._looked.get(key, (0.0, 0))
-        now = places.room()
-        self._looked[key] = looked, min(now, room)
-        return now > room or time.monotonic() >= looked + LOOK_S
+        return places.grew or time.monotonic() >= self._looked.get(key, 0.0) + LOOK_S
+
+    def _is_open(self, key: OfferKey) -> bool:
+        """Whether one that left may have left something for others: a slot it did not take, or its turn."""
+        places = self._registry.places(*key)
+        turns = key in self._short or self.quotas.max_running or self.own_room(key)
+        return bool(turns) or places.grew or not len(places)
 
     def _let_go(self, key: OfferKey) -> None:
         """Let go whose best slot is free, as far as there are slots nobody is on the way to."""
@@ -262,6 +275,7 @@ class WaitingRoom:
         if not len(line) and self._lines.get(key) is line:
             del self._lines[key]
             self._looked.pop(key, None)
+            self._short.discard(key)
         for ticket, _ in going:
             ticket.on_turn()
 
@@ -275,13 +289,15 @@ class WaitingRoom:
         if own and (callers := self._first_callers(line, own + free - on_way)):
             return callers
         if free <= on_way:
+            self._short.add(key)
             return ()
-        now = time.monotonic()
-        self._looked[key] = now, free
-        made = plan((ticket.want for ticket in self._allowed(line)), places, now, on_way=passing)
+        self._looked[key] = now = time.monotonic()
+        wants = (ticket.want for ticket in self._allowed(line))
+        made = plan(wants, places, now, on_way=passing, gains=places.gains())
         for wait in made.waits:
             wait.want.tag.wait = wait
         going = made.go[: free - on_way]
+        (self._short.add if len(going) < len(made.go) else self._short.discard)(key)
         return [(want.tag, place.node if place is not None else None) for want, place in going]
 
     def _allowed(self, line: Line[Ticket]) -> Iterable[Ticket]:
@@ -340,11 +356,13 @@ class WaitingRoom:
 
     def _end_pass(self, ticket: Ticket) -> None:
         ticket.passing = False
+        if ticket.target is not None:
+            self._registry.places(*ticket.key).released(ticket.target)
         on_way = self._passing[ticket.key]
         on_way[ticket.target] -= 1
         if not on_way[ticket.target]:
             del on_way[ticket.target]
-        if not on_way:
+        if not on_way and len(self._passing) > MOST_COUNTED:
             del self._passing[ticket.key]
         if self.quotas.max_running:
             self._passing_by[ticket.submitter] -= 1

@@ -13,8 +13,8 @@ from outbid_contracts.ids import JobId, NodeId
 from outbid_contracts.messages import Offer
 from outbid_contracts.policy import Policy, Zone
 from outbid_node.bidding import later_bid, make_bid
-from outbid_node.choosing import CAUTION, Plan, Want, choose, left_s, plan
-from outbid_node.options import pick
+from outbid_node.choosing import CAUTION, HOLDS_S, OF_MANY, Plan, Want, choose, left_s, plan
+from outbid_node.options import Option, pick
 from outbid_node.outlook import Outlook
 from outbid_node.places import FEW, Place, Places
 from outbid_node.ranking import rank
@@ -311,6 +311,92 @@ def test_of_many_nodes_one_is_found_that_is_about_as_good_as_the_best(seed: int,
     assert best is not None
     assert exact is not None
     assert best.score <= 2 * exact.score + 0.1
+
+
+# -- looking again ---------------------------------------------------------------------------------------------------
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[Want]:
+    """The jobs that are looked at in full from now on."""
+    looked: list[Want] = []
+    options = Outlook.options
+
+    def look(outlook: Outlook, job: Want) -> tuple[Option | None, Option | None]:
+        looked.append(job)
+        return options(outlook, job)
+
+    monkeypatch.setattr(Outlook, "options", look)
+    return looked
+
+
+def test_a_job_that_waits_is_not_looked_at_anew_while_nothing_has_more_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs, places = [want(), want()], Places([place("gpu", 1.0, 2.0), place("pi", 100.0)])
+    assert went(plan(jobs, places, NOW, gains=places.gains())) == []
+    looked = counted(monkeypatch)
+    assert awaited(plan(jobs, places, NOW + HOLDS_S / 2, gains=places.gains())) == ["gpu", "gpu"]
+    assert not looked
+    plan(jobs, places, NOW + 4 * HOLDS_S, gains=places.gains())
+    assert looked == jobs, "what was found holds for a while only"
+
+
+@given(st.integers(0, 10_000))
+def test_a_job_that_waits_goes_as_if_looked_at_anew_when_some_node_has_more_room(seed: int) -> None:
+    """Invariant 3: what a job remembers keeps it from no slot that is better than what it waits for."""
+    rng = random.Random(seed)
+    nodes = [place(f"n{n}", rng.uniform(0.5, 30.0), rng.uniform(0.1, 30.0)) for n in range(rng.choice((3, FEW + 8)))]
+    places, job = Places([*nodes, place("pi", rng.uniform(20.0, 200.0))]), want(rng.uniform(0.2, 5.0))
+    plan([job], places, NOW, gains=places.gains())
+    freed = rng.choice(nodes)
+    freed.free, freed.frees = 1, ()
+    places.changed(freed.node)
+    fresh = want(job.work["u"])
+    fresh.since = job.since
+    now = NOW + rng.uniform(0.0, HOLDS_S)
+    assert went(plan([job], places, now, gains=places.gains())) == went(plan([fresh], places, now))
+
+
+def test_who_waits_for_a_node_that_went_is_looked_at_anew() -> None:
+    job, places = want(), Places([place("gpu", 1.0, 2.0), place("pi", 100.0)])
+    assert went(plan([job], places, NOW, gains=places.gains())) == []
+    places.drop(NodeId("gpu"))
+    assert went(plan([job], places, NOW, gains=places.gains())) == ["pi"]
+
+
+def test_looking_again_costs_the_same_on_a_mesh_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+    for count in (50, 1000):
+        jobs = [want() for _ in range(40)]
+        slow = [place(f"slow{n:03}", 200.0) for n in range(count // 2)]
+        places = Places([*slow, *(place(f"fast{n:03}", 1.0, 1.0 + n / 100) for n in range(count // 2))])
+        plan(jobs, places, NOW, gains=places.gains())
+        looked: list[int] = []
+        evaluate = Outlook._evaluate
+        monkeypatch.setattr(Outlook, "_evaluate", lambda *args, of=evaluate, to=looked: (to.append(1), of(*args))[1])
+        slow[0].free = 2
+        places.changed(slow[0].node)
+        assert went(plan(jobs, places, NOW + 0.01, gains=places.gains())) == []
+        monkeypatch.undo()
+        compared.append(len(looked))
+    assert compared == [OF_MANY, OF_MANY], "one comparison for each job that is looked at"
+
+
+def test_what_has_more_room_is_told_once() -> None:
+    gpu, pi = place("gpu", 1.0, 2.0), place("pi", 100.0)
+    places = Places([gpu, pi])
+    assert set(places.gains()) == {"pi"}
+    assert not places.grew
+    assert not places.gains()
+    gpu.free = 1
+    places.changed(gpu.node)
+    assert places.grew
+    assert set(places.gains()) == {"gpu"}
+    gpu.free = 0
+    places.changed(gpu.node)
+    assert not places.grew, "less room is no news"
+    places.released(gpu.node)
+    assert not places.grew, "its slot was taken by the job that was on its way there"
+    places.released(pi.node)
+    assert set(places.gains()) == {"pi"}
 
 
 def test_the_orders_follow_what_changes() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -11,8 +11,12 @@ from hypothesis import strategies as st
 
 from outbid_contracts.durable import AHEAD_S
 from outbid_contracts.errors import Busy
-from outbid_contracts.ids import JobId, NodeId
-from outbid_contracts.messages import Job, Offer, Presence
+from outbid_contracts.ids import BidId, JobId, NodeId
+from outbid_contracts.messages import Bid, Job, Offer, Presence
+from outbid_contracts.policy import Policy
+from outbid_node.auction import Auction, Auctioneer
+from outbid_node.choosing import Want, plan
+from outbid_node.ranking import rank
 from outbid_node.registry import Registry
 from outbid_node.waiting import FEW, Ticket, WaitingRoom
 
@@ -194,3 +198,136 @@ def test_nothing_waits_while_there_is_room_and_nothing_goes_without(steps: list[
         waiting = [ticket for ticket in mesh.tickets if not ticket.passing and not ticket.gone]
         assert len(waiting) == len(mesh.room)
         assert not waiting or len(passing) >= slots
+
+
+# -- looking again ----------------------------------------------------------------------------------------------------
+
+
+class Fleet:
+    """A fast node and a slow one with one slot each, for chats; a third that embeds."""
+
+    def __init__(self) -> None:
+        self.registry = Registry(ME)
+        self.room = WaitingRoom(self.registry, limit=10)
+        self.gone: list[tuple[str, NodeId | None]] = []
+        self.seq = 0
+
+    def beat(self, name: str, unit_s: float, free: int, *frees_s: float, capability: str = "llm.chat") -> None:
+        self.seq += 1
+        offer = Offer(
+            capability=capability,
+            model=None,
+            warm=True,
+            slots=1,
+            free=free,
+            load_s=0,
+            fixed_s=0,
+            rates={"u": unit_s},
+            frees_s=frees_s,
+            default=True,
+        )
+        node = NodeId(name)
+        self.registry.receive(
+            Presence(node=node, name=name, version="1", boot="b", seq=self.seq, state="up", offers=(offer,))
+        )
+
+    def park(self, name: str) -> Ticket:
+        ticket = self.room.ticket(KEY, 0.0, lambda: self.gone.append((name, ticket.target)), load=self._want)
+        self.room.queue(ticket)
+        return ticket
+
+    def _want(self) -> Want:
+        return Want({"u": 1.0}, Policy(goal="fastest"))
+
+
+@pytest.fixture
+def walks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one with every walk over a queue."""
+    made: list[int] = []
+
+    def walk(*args: Any, **options: Any) -> Any:
+        made.append(1)
+        return plan(*args, **options)
+
+    monkeypatch.setattr("outbid_node.waiting.plan", walk)
+    return made
+
+
+def test_room_for_other_work_is_no_reason_to_look(walks: list[int]) -> None:
+    fleet = Fleet()
+    fleet.beat("fast", 1.0, 0, 5.0)
+    fleet.beat("slow", 100.0, 1)
+    fleet.beat("other", 1.0, 0, 5.0, capability="text.embed")
+    fleet.park("job")
+    before = len(walks)
+    fleet.registry.note_free(NodeId("other"), "text.embed", None, 1)
+    assert len(walks) == before
+    assert not fleet.gone
+    fleet.registry.note_free(NodeId("fast"), "llm.chat", None, 1)
+    assert len(walks) > before
+    assert fleet.gone == [("job", NodeId("fast"))]
+
+
+def test_a_slot_that_was_not_taken_after_all_is_the_next_ones() -> None:
+    fleet = Fleet()
+    fleet.beat("fast", 1.0, 0, 5.0)
+    fleet.beat("slow", 100.0, 1)
+    first = fleet.park("first")
+    fleet.park("second")
+    fleet.registry.note_free(NodeId("fast"), "llm.chat", None, 1)
+    assert fleet.gone == [("first", NodeId("fast"))], "the other is on its way there"
+    fleet.room.leave(first)
+    assert fleet.gone[1:] == [("second", NodeId("fast"))]
+
+
+def test_one_that_took_the_slot_it_went_for_leaves_nothing_to_look_for(walks: list[int]) -> None:
+    fleet = Fleet()
+    fleet.beat("fast", 1.0, 0, 5.0)
+    fleet.beat("slow", 100.0, 1)
+    first = fleet.park("first")
+    fleet.park("second")
+    fleet.registry.note_free(NodeId("fast"), "llm.chat", None, 1)
+    before = len(walks)
+    fleet.registry.take(NodeId("fast"), "llm.chat", None, 1.0)
+    fleet.room.leave(first)
+    assert len(walks) == before
+    assert len(fleet.gone) == 1
+
+
+# -- the auction of one that was let go --------------------------------------------------------------------------------
+
+
+def bid(name: str, finish_s: float, *, later: bool = False) -> Bid:
+    return Bid(
+        bid_id=BidId(f"bid{name}"),
+        node=NodeId(name),
+        job=JobId("j"),
+        expires_ms=0,
+        start_s=0.0,
+        finish_s=finish_s,
+        finish_p90_s=finish_s,
+        energy_j=0.0,
+        cost_usd=0.0,
+        warm=True,
+        zone="lan",
+        model=None,
+        later=later,
+    )
+
+
+def test_who_was_let_go_for_a_slot_leaves_the_better_later_one_to_those_before_it() -> None:
+    """The walk gave the fast node's next slots to others: an auction of one job does not know of them."""
+    registry = Registry(ME)
+    auctioneer = Auctioneer(me=ME, bus=cast(Any, None), registry=registry, worker=cast(Any, None))
+    want, auction = Want({"u": 1.0}, Policy(goal="fastest")), Auction(1)
+    auction.ranked = rank([bid("slow", 50.0), bid("fast", 3.0, later=True), bid("mid", 40.0)], want.policy)
+
+    def chosen(target: str | None) -> str | None:
+        best = auctioneer.choice(auction, want, NodeId(target) if target else None)
+        return best.bid.node if best is not None else None
+
+    assert chosen(None) == "fast"
+    assert chosen("slow") == "mid", "its own or one that is better"
+    assert chosen("elsewhere") == "fast", "the slot that it went for is gone, so all is weighed anew"
+    auction.refused.add(NodeId("slow"))
+    assert chosen("slow") == "fast"

@@ -31,6 +31,7 @@ from outbid_contracts.messages import (
     Settle,
     Stopped,
 )
+from outbid_contracts.policy import Zone
 from outbid_node.bidding import explain_offer, later_bid, make_bid, too_long
 from outbid_node.choosing import left_s
 from outbid_node.estimate import energy_price, estimate
@@ -144,7 +145,7 @@ class Contractor:
             rests_on=speed.source,
         )
 
-    def propose(self, cfp: CallForProposals) -> Proposal:
+    def propose(self, cfp: CallForProposals, zone: Zone | None = None) -> Proposal:
         """As `Worker.propose`."""
         if cfp.capability not in self._learners:
             return self._decline(cfp, "no_capability", "it cannot", False)
@@ -153,7 +154,7 @@ class Contractor:
             return self._decline(cfp, "blocked", offer.blocked, True)
         if reason := too_long(offer, cfp.work):
             return self._decline(cfp, "blocked", reason, True)
-        zone = self.host.plan.machine.zone
+        zone = zone or self.host.plan.machine.zone
         if offer.free > 0:
             return make_bid(self.node, cfp.job, offer, cfp.work, zone=zone, why=explain_offer(offer))
         if offer.frees_s:
