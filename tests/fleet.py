@@ -22,6 +22,9 @@ from outbid_contracts.places import LocalNode
 
 TEST_CAPABILITY = ("--set", "test.enabled=true")
 
+PATIENCE_S = 60.0
+"""A start takes a second, and twenty of that where others want the processors too. Below the time-out of a test."""
+
 
 class NodeProcess:
     """One daemon. Its standard error (JSON lines) goes to `log`."""
@@ -46,7 +49,7 @@ class NodeProcess:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stderr=log, stdin=subprocess.DEVNULL, env=environment)
 
-    async def until_up(self, timeout_s: float = 20) -> LocalNode:
+    async def until_up(self, timeout_s: float = PATIENCE_S) -> LocalNode:
         assert self.process is not None
         process = self.process
 
@@ -58,7 +61,7 @@ class NodeProcess:
                 return local if local.pid == process.pid else None
             return None
 
-        found: LocalNode = await eventually(up, timeout_s, f"node {self.name} did not come up:\n{self.text()}")
+        found: LocalNode = await eventually(up, timeout_s, lambda: f"node {self.name} did not come up:\n{self.text()}")
         return found
 
     @property
@@ -81,7 +84,7 @@ class NodeProcess:
             self.process.kill()
             self.process.wait()
 
-    def stop(self, timeout_s: float = 20) -> int:
+    def stop(self, timeout_s: float = PATIENCE_S) -> int:
         """SIGTERM; returns the exit code."""
         assert self.process is not None
         if self.process.poll() is None:
@@ -132,7 +135,7 @@ class Fleet:
         await self.until_whole()
         return nodes
 
-    async def until_whole(self, timeout_s: float = 20) -> None:
+    async def until_whole(self, timeout_s: float = PATIENCE_S) -> None:
         """Until every running node lists exactly the running nodes."""
         running = [node for node in self.nodes if node.process is not None and node.process.poll() is None]
         names = sorted(node.name for node in running)
@@ -178,8 +181,8 @@ async def mesh_of(node: NodeProcess) -> AsyncIterator[Mesh]:
         yield mesh
 
 
-async def eventually(check: Callable[[], Any], timeout_s: float, failure: str) -> Any:
-    """The first truthy value of `check`, asked every 20 ms."""
+async def eventually(check: Callable[[], Any], timeout_s: float, failure: str | Callable[[], str]) -> Any:
+    """The first truthy value of `check`, asked every 20 ms. `failure` may be made when it is needed."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         value = check()
@@ -188,4 +191,4 @@ async def eventually(check: Callable[[], Any], timeout_s: float, failure: str) -
         if value:
             return value
         await asyncio.sleep(0.02)
-    raise AssertionError(failure)
+    raise AssertionError(failure if isinstance(failure, str) else failure())

@@ -18,7 +18,7 @@ from outbid_node.__main__ import main
 from outbid_node.durable.journal import Journal
 from outbid_node.owner import Owner
 
-LATE_S = 2.0
+LATE_S = 10.0
 
 
 def unfenced() -> None:

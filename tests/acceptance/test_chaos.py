@@ -26,7 +26,7 @@ from outbid_contracts.digest import digest
 from outbid_contracts.durable import ResultRequest, Submission, SubmitReply, SubmitRequest
 from outbid_contracts.errors import OutbidError
 from outbid_contracts.ids import JobId
-from tests.fleet import TEST_CAPABILITY, Fleet, NodeProcess, eventually, fleet
+from tests.fleet import TEST_CAPABILITY, Fleet, NodeProcess, eventually, fleet, mesh_of
 from tests.lan import Lan, LanNode, lan, unavailable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +34,7 @@ JOBS, KILLS, SECONDS = 2_000, 100, 75.0
 SEED = 20_261_121
 PAUSE_S = (0.05, 0.9)
 SLOTS = 4
+SLOWER = 4.0
 
 
 def flags(trace: Path) -> tuple[str, ...]:
@@ -115,9 +116,12 @@ class Scene:
         self.notes = Notes(nodes.folder / "notes")
         self.seen = Seen()
 
-    async def start(self, *names: str) -> list[NodeProcess]:
+    async def start(self, *names: str, slow: Sequence[str] = ()) -> list[NodeProcess]:
+        """`slow` ones take SLOWER times as long as asked."""
         for name in names:
-            node = NodeProcess(self.nodes.folder / name, name, self.nodes.mesh, flags(self.trace))
+            pace = SLOWER if name in slow else 1.0
+            settings = (*flags(self.trace), "--set", f"test.pace={pace}")
+            node = NodeProcess(self.nodes.folder / name, name, self.nodes.mesh, settings)
             if self.broken and name == names[0]:
                 node.module = "tests.acceptance.broken_nodes"
                 node.environment |= {"BROKEN": self.broken, "PYTHONPATH": str(ROOT)}
@@ -161,6 +165,16 @@ class Scene:
         found: Event = await eventually(there, 30, f"no {what} {fields} in the trace")
         return found
 
+    async def until_accepted(self, owner: NodeProcess, winner: NodeProcess) -> None:
+        """A winner that is frozen before its answer to the award is on its way has not got the job."""
+        async with mesh_of(owner) as mesh:
+
+            async def accepted() -> bool:
+                record = await mesh.job("j")
+                return (record.state, record.node) == ("running", winner.local.node)
+
+            await eventually(accepted, 30, "the award was not accepted")
+
     def verdict(self) -> list[Violation]:
         return check(load([self.trace, self.notes.path]), {"j": self.seen})
 
@@ -177,10 +191,13 @@ def nodes(tmp_path: Path) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", ["", "unfenced"])
 async def test_checker_notices_an_owner_that_takes_a_stale_result(nodes: Fleet, broken: str) -> None:
+    """The winner is frozen, perhaps before its runner has the job. So that its result comes while the second attempt
+    runs all the same, that one takes longer.
+    """
     scene = Scene(nodes, broken)
-    owner, winner, other = await scene.start("owner", "winner", "other")
-    await scene.submit(owner, 4.0, prefer="winner")
-    await scene.until("started", node=winner.local.node, job="j")
+    owner, winner, other = await scene.start("owner", "winner", "other", slow=("owner", "other"))
+    await scene.submit(owner, 2.0, prefer="winner")
+    await scene.until_accepted(owner, winner)
     os.kill(winner.pid, signal.SIGSTOP)
     try:
         again = await scene.until("awarded", attempt=2)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 MODELS = ("onnxruntime", "httpx", "torch", "llama_cpp", "xllamacpp", "diffusers", "transformers", "numpy", "PIL")
-FACES = ("textual", "duckdb", "zeroconf", "rich", "outbid_node", "outbid_capabilities")
+FACES = ("textual", "duckdb", "zeroconf", "rich", "outbid_node", "outbid_capabilities", "outbid_tui")
 
 
 def _loaded_after(statement: str) -> set[str]:
@@ -22,9 +22,11 @@ def _loaded_after(statement: str) -> set[str]:
 @pytest.mark.parametrize(
     ("statement", "forbidden"),
     [
-        ("import outbid", (*MODELS, *FACES)),
+        ("import outbid", (*MODELS, *FACES, "click", "nats", "aiohttp")),
+        ("import outbid.sync", (*MODELS, *FACES, "click", "nats", "aiohttp")),
         ("import outbid.cli", (*MODELS, "textual", "duckdb", "zeroconf", "outbid_node", "outbid_capabilities")),
         ("import outbid_node.app", (*MODELS, "textual", "outbid", "outbid_capabilities")),
+        ("import outbid_node.__main__", (*MODELS, "textual", "outbid", "outbid_capabilities", "duckdb", "aiohttp")),
         ("from outbid_node import declarations; assert declarations.load()", (*MODELS, "zmq", "textual", "duckdb")),
         ("import outbid_contracts.schema", (*MODELS, *FACES, "nats", "zmq", "psutil")),
     ],

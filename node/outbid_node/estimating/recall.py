@@ -14,13 +14,14 @@ from outbid_node.estimating.trust import HALF_LIFE_S, REMEMBERED, Trust
 from outbid_node.history.interface import History
 
 MOST_ROWS = 20_000
-"""The newest that are looked at: at 10 million the whole table would take seconds."""
+"""The last written that are looked at: at 10 million the whole table would take seconds."""
 
 TRUST_S = 8 * HALF_LIFE_S
 
-SINCE = f"SELECT min(ended_ms) FROM (SELECT ended_ms FROM runs ORDER BY ended_ms DESC LIMIT {MOST_ROWS})"
+SINCE = f"SELECT min(ended_ms) FROM runs WHERE rowid > (SELECT max(rowid) FROM runs) - {MOST_ROWS}"
 """Asked first: with a constant for it the next one reads only the blocks that it needs (70 ms of CPU time instead of
-800 at a million runs).
+800 at a million runs). Rows are numbered as they are written, so this reads one block, where the newest by `ended_ms`
+take a look at each. The next one cannot do the same: DuckDB 2.0 fails on `rowid` beside QUALIFY.
 """
 
 RUNS = f"""

@@ -80,6 +80,12 @@ class Speeds:
             self._carry_over(kind, known, learner)
         return learner
 
+    def measured(self, kind: Kind) -> Learner | None:
+        """The same if anything was measured there: the short way, for every bid."""
+        known = self._known.get(kind)
+        learner = known.learners.get(known.device) if known is not None else None
+        return learner if learner is not None and learner.known else None
+
     def runs_on(self, capability: str, model: str | None, device: str) -> None:
         """Its runner came up on this kind of device. What was learnt without knowing the device was learnt there."""
         known = self._known.get((capability, model))

@@ -17,7 +17,6 @@ import msgspec
 from outbid_node.history.frames import Settings
 from outbid_node.history.retention import AGAIN_S, DAY_MS, EVERY_S, FIRST_S
 from outbid_node.history.rows import Row, Samples, Usage
-from outbid_node.history.samples import mean
 from outbid_node.history.schema import as_json, columns, insertion
 from outbid_node.history.writer import Task
 
@@ -87,6 +86,8 @@ def roll_ups(settings: Settings) -> list[RollUp]:
 
 def means(samples: Sequence[Samples]) -> list[Samples]:
     """Of every ten minutes one, in the order of time."""
+    from outbid_node.history.samples import mean  # and with it what only a daemon needs; hardly a process lives so long
+
     return [mean(list(group)) for _, group in groupby(samples, key=lambda sample: sample.at_ms // SPAN_MS)]
 
 
