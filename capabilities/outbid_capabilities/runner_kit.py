@@ -33,6 +33,11 @@ PROTOCOL = 1
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 """The daemon cuts the connection at a larger frame; better the one attempt fails here."""
 
+BATCH = 64
+"""So many messages are read, and ends of attempts told in one message, before anything is sent."""
+BATCHED_BYTES = 64 * 1024
+"""A larger end goes alone."""
+
 Progress = Callable[[float | None, str], None]
 Data = Mapping[str, Any]
 Payloads = Sequence[bytes]
@@ -123,7 +128,7 @@ class Attempt:
                 return
             self._ended = True
         self._kit.forget(self.key)
-        self._kit.send_frames(frames)
+        self._kit.send_frames(frames, ends=True)
 
 
 class Runner:
@@ -200,7 +205,8 @@ class Kit:
         self.runner: Runner | None = None
         self.attempts: dict[str, Attempt] = {}
         self._thread = threading.get_ident()
-        self._outbox: deque[list[bytes]] = deque()
+        self._outbox: deque[tuple[list[bytes], bool]] = deque()
+        self._batches = self._receiving = False
         self._awake = False
         self._exit: int | None = None
         self._wake_r, self._wake_w = socket.socketpair()
@@ -220,14 +226,13 @@ class Kit:
     def send(self, header: Data, payloads: Payloads = ()) -> None:
         self.send_frames(pack(header, payloads))
 
-    def send_frames(self, frames: list[bytes]) -> None:
+    def send_frames(self, frames: list[bytes], *, ends: bool = False) -> None:
+        """`ends`: they say how an attempt ended, and may go together with others that do."""
+        self._outbox.append((frames, ends))
         if threading.get_ident() != self._thread:
-            self._outbox.append(frames)
             self.wake()
-            return
-        if self._outbox:
+        elif not self._receiving:
             self._flush()
-        self._socket.send_multipart(frames, zmq.DONTWAIT)
 
     def wake(self) -> None:
         if not self._awake:  # set before the byte, cleared before the outbox is read: no message is left behind
@@ -257,7 +262,7 @@ class Kit:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._wake_r, zmq.POLLIN)
-        self.send({"type": "hello", "pid": os.getpid(), "protocol": PROTOCOL})
+        self.send({"type": "hello", "pid": os.getpid(), "protocol": PROTOCOL, "batches": True})
         while self._exit is None:
             if any(ready != self._socket for ready, _ in poller.poll()):
                 with contextlib.suppress(BlockingIOError):
@@ -280,16 +285,31 @@ class Kit:
 
     def _flush(self) -> None:
         while self._outbox:
-            self._socket.send_multipart(self._outbox.popleft(), zmq.DONTWAIT)
+            together = self._small_ends() if self._batches else []
+            frames = self._outbox.popleft()[0] if not together else [batch(together)]
+            self._socket.send_multipart(frames, zmq.DONTWAIT)
+
+    def _small_ends(self) -> list[bytes]:
+        """Taken from the front of the outbox."""
+        found: list[bytes] = []
+        while self._outbox and len(found) < BATCH and _is_small_end(*self._outbox[0]):
+            found.append(self._outbox.popleft()[0][0])
+        return found
 
     def _receive(self) -> None:
+        """Read all there is. What is said meanwhile goes out together: each message sent wakes a thread."""
+        self._receiving = True
         while self._exit is None:
             try:
                 frames = self._socket.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
-                return
+                break
             header = msgpack.unpackb(frames[0])
             self._HANDLERS[header["type"]](self, header, frames[1:])
+            if len(self._outbox) >= BATCH:
+                self._flush()
+        self._receiving = False
+        self._flush()
 
     def _on_run(self, header: dict[str, Any], payloads: list[bytes]) -> None:
         key = header["attempt"]
@@ -303,6 +323,10 @@ class Kit:
             self.runner.start(attempt)
         except Exception as error:
             attempt.raised(error)
+
+    def _on_runs(self, header: dict[str, Any], payloads: list[bytes]) -> None:
+        for order in header["items"]:
+            self._on_run(order, [])
 
     def _on_cancel(self, header: dict[str, Any], payloads: list[bytes]) -> None:
         attempt = self.attempts.get(header["attempt"])
@@ -322,6 +346,7 @@ class Kit:
         self.exit(0)
 
     def _on_load(self, header: dict[str, Any], payloads: list[bytes]) -> None:
+        self._batches = header.get("batches", False)
         args = (header["model"], header["options"])
         threading.Thread(target=self._load, args=args, name="load", daemon=True).start()
 
@@ -347,6 +372,7 @@ class Kit:
 
     _HANDLERS: Mapping[str, Callable[[Kit, dict[str, Any], list[bytes]], None]] = {
         "run": _on_run,
+        "runs": _on_runs,
         "cancel": _on_cancel,
         "ping": _on_ping,
         "load": _on_load,
@@ -372,6 +398,22 @@ def pack(header: Data, payloads: Payloads = ()) -> list[bytes]:
     if size > MAX_MESSAGE_BYTES:
         raise RunError(f"the result has {size / 2**20:.0f} MiB; the limit is {MAX_MESSAGE_BYTES // 2**20} MiB")
     return frames
+
+
+_ENDS = b"\x82" + b"".join(map(msgpack.packb, ("type", "ends", "items")))
+"""How a map of these two keys begins, up to the value of `items`."""
+
+
+def batch(ends: Sequence[bytes]) -> bytes:
+    """One message from some that are packed already."""
+    if len(ends) == 1:
+        return ends[0]
+    count: bytes = msgpack.Packer().pack_array_header(len(ends))
+    return _ENDS + count + b"".join(ends)
+
+
+def _is_small_end(frames: list[bytes], ends: bool) -> bool:
+    return ends and len(frames) == 1 and len(frames[0]) <= BATCHED_BYTES
 
 
 def describe(error: BaseException) -> str:

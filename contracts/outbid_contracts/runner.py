@@ -32,11 +32,12 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_
 
 class Load(Header, frozen=True, kw_only=True, tag="load"):
     """Answer to `hello`. `model` is a ModelFile as a map or None; `options` are the capability's settings on this
-    node.
+    node. `batches`: the daemon understands `ends`.
     """
 
     model: dict[str, Any] | None
     options: dict[str, Any]
+    batches: bool = False
 
 
 class Run(Header, frozen=True, kw_only=True, tag="run"):
@@ -50,6 +51,12 @@ class Run(Header, frozen=True, kw_only=True, tag="run"):
     params: dict[str, Any]
     files: tuple[str, ...] = ()
     heard: bool = True
+
+
+class RunBatch(Header, frozen=True, kw_only=True, tag="runs"):
+    """Several at once, none with payload frames: sending costs more than a short job does, each time."""
+
+    items: list[Run]
 
 
 class Cancel(Header, frozen=True, kw_only=True, tag="cancel"):
@@ -74,8 +81,11 @@ class Stop(Header, frozen=True, kw_only=True, tag="stop"):
 
 
 class Hello(Header, frozen=True, kw_only=True, tag="hello"):
+    """`batches`: the runner understands `runs`."""
+
     pid: int
     protocol: int
+    batches: bool = False
 
 
 class LoadProgress(Header, frozen=True, kw_only=True, tag="loading"):
@@ -150,6 +160,12 @@ class RunCancelled(Header, frozen=True, kw_only=True, tag="cancelled"):
     attempt: AttemptKey
 
 
+class EndBatch(Header, frozen=True, kw_only=True, tag="ends"):
+    """Of several attempts, none with payload frames."""
+
+    items: list[RunDone | RunFailed | RunCancelled]
+
+
 class Pong(Header, frozen=True, kw_only=True, tag="pong"):
     n: int
 
@@ -167,7 +183,7 @@ class Log(Header, frozen=True, kw_only=True, tag="log"):
     message: str
 
 
-ToRunner = Load | Run | Cancel | Ping | Stop
+ToRunner = Load | Run | RunBatch | Cancel | Ping | Stop
 FromRunner = (
     Hello
     | LoadProgress
@@ -179,6 +195,7 @@ FromRunner = (
     | RunDone
     | RunFailed
     | RunCancelled
+    | EndBatch
     | Pong
     | Crashed
     | Log

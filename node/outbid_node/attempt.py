@@ -6,6 +6,8 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+from outbid_contracts import subjects
+from outbid_contracts.capability import ModelFile
 from outbid_contracts.codec import Format, encode
 from outbid_contracts.errors import ErrorBody
 from outbid_contracts.events import Chunk, Loading, Progressed
@@ -13,7 +15,6 @@ from outbid_contracts.messages import Award, Checkpoint, Done, Failed, Offer, Sa
 from outbid_contracts.runner import RunDone, RunFailed
 from outbid_node.catalogue import Entry
 from outbid_node.checkpoints import is_sound
-from outbid_node.estimate import estimate
 from outbid_node.estimating.run import Run
 from outbid_node.power.meter import Spent
 from outbid_node.settling import MAX_MESSAGE_BYTES, too_large
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from outbid_node.worker import Worker
 
 log = logging.getLogger(__name__)
+
+TELL_S = 0.1
+"""How often those who look on hear how far an attempt is."""
 
 CHECKPOINT_BYTES_S = 4 * 2**20
 """What the checkpoints of one attempt may take of the network. Beyond it some are left out, but never the last one of
@@ -32,15 +36,17 @@ an attempt that is given back.
 class Attempt:
     """One attempt under way: receives what its runner says (the pool's AttemptSink) and passes it on."""
 
-    def __init__(self, worker: Worker, award: Award, entry: Entry, offer: Offer) -> None:
+    def __init__(self, worker: Worker, award: Award, entry: Entry, file: ModelFile | None, offer: Offer) -> None:
         job = award.job
         self.worker = worker
         self.job = job
         self.number = award.attempt
+        self.key = f"{job.id}/{award.attempt}"
         self.entry = entry
+        self.file = file
         self.model = offer.model
         self.running_beside = max(0, offer.slots - offer.free)
-        promised = estimate(offer, job.work)
+        promised = worker.offering.estimate(offer, job.work)
         self.promised_s, self.promised_p90_s = promised.finish_s, promised.finish_p90_s
         self.slower = worker.terms(worker.is_own(job.owner, durable=job.durable)).slower
         """By what the promise was lengthened for this machine's person."""
@@ -53,14 +59,10 @@ class Attempt:
         self.owner_heard = self.started
         self.chunks = self.after = award.chunks
         self.files = {"checkpoint": award.checkpoint.data} if award.checkpoint else {}
-        self._save_again = 0.0
+        self._save_again = self._tell_again = 0.0
         self.given_back = ""
         """Why this node stops it by itself, if it does."""
         self._format = Format.MSGPACK if job.format == Format.MSGPACK else Format.JSON
-
-    @property
-    def key(self) -> str:
-        return f"{self.job.id}/{self.number}"
 
     @property
     def left_s(self) -> float:
@@ -73,7 +75,9 @@ class Attempt:
         return resume == "checkpoint" or (resume == "tokens" and bool(self.job.reply))
 
     def loading(self, fraction: float | None, note: str) -> None:
-        self._tell(Loading(job=self.job.id, node=self.worker.node, model=self.model, fraction=fraction))
+        event = Loading(job=self.job.id, node=self.worker.node, model=self.model, fraction=fraction)
+        self._tell(event)
+        self._tell_all(event)
 
     def chunk(self, data: dict[str, Any], payloads: list[bytes]) -> None:
         piece = Chunk(job=self.job.id, seq=self.chunks, attempt=self.number, data=data)
@@ -83,7 +87,9 @@ class Attempt:
             self.worker.chunk_here(piece)
 
     def progress(self, step: int, steps: int, note: str, eta_s: float | None) -> None:
-        self._tell(Progressed(job=self.job.id, step=step, steps=steps, note=note, eta_s=eta_s))
+        event = Progressed(job=self.job.id, step=step, steps=steps, note=note, eta_s=eta_s)
+        self._tell(event)
+        self._tell_all(event)
 
     def checkpoint(self, step: int, steps: int, data: bytes) -> None:
         now = time.monotonic()
@@ -130,8 +136,14 @@ class Attempt:
             self.worker.end(self, too_large("a piece of the answer", len(data), self.chunks))
             self.worker.pool.cancel(self.key)
 
+    def _tell_all(self, event: Any) -> None:
+        """Those who look on."""
+        if self.worker.tells_progress and (now := time.monotonic()) >= self._tell_again:
+            self._tell_again = now + TELL_S
+            self.worker.bus.post(subjects.job_event(self.job.id), encode(event, Format.JSON))
+
     def _learn(self, message: RunDone) -> None:
-        capability, file = self.entry.capability, self.worker.model_file(self.entry, self.model)
+        capability, file = self.entry.capability, self.file
         room = self.worker.pool.room(capability, file)
         self.measured = message.measured
         run = Run(

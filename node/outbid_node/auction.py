@@ -25,6 +25,7 @@ from outbid_contracts.codec import decode, encode
 from outbid_contracts.errors import OutbidError
 from outbid_contracts.ids import NodeId
 from outbid_contracts.messages import Bid, BidSheet, CallForProposals, Considered, Decline, Job, Proposal
+from outbid_contracts.policy import Policy
 from outbid_node.bidding import explain_offer, later_bid, make_bid, too_long
 from outbid_node.choosing import Want, choose, promising
 from outbid_node.client import Bus, is_no_responders
@@ -47,7 +48,7 @@ ALIKE = 1.2
 ASK_BUSY = 2
 """Busy nodes that are asked beside them, if waiting for one may be better than any of those."""
 
-CONSIDER = 12
+CONSIDER = 8
 """Idle and busy nodes that are compared by their standing offers to find those that are asked."""
 
 SAMPLE = 4
@@ -59,7 +60,7 @@ LATE_S = 2.0
 """How long late answers are still read for their round trip."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Auction:
     """The outcome: bids ranked, best first (excluded ones last), and the declines. `refused`: nodes whose bid did not
     hold.
@@ -75,10 +76,28 @@ class Auction:
     declines: list[Decline] = field(default_factory=list)
     refused: set[NodeId] = field(default_factory=set)
     winner: NodeId | None = None
-    why: str = ""
     waited_s: float = 0.0
     """What the job waited before it, and for what."""
     waited_for: str = ""
+    arrived_s: dict[NodeId, float] = field(default_factory=dict)
+    """How long after they were asked the nodes' answers were there."""
+    _why: str = ""
+    _judged: tuple[list[Considered], Policy] | None = None
+
+    @property
+    def why(self) -> str:
+        """Made when it is first read: of most short jobs nobody reads it."""
+        if not self._why and self._judged is not None:
+            self._why = explain(*self._judged)
+        return self._why
+
+    @why.setter
+    def why(self, text: str) -> None:
+        self._why = text
+
+    def judged(self, policy: Policy) -> None:
+        """They are ranked now, by that policy; what is added later changes nothing about why."""
+        self._why, self._judged = "", (self.ranked[:2], policy) if self.ranked else None
 
     @property
     def able(self) -> list[Considered]:
@@ -134,13 +153,20 @@ class Auctioneer:
         auction.took_ms = (time.perf_counter() - started) * 1000
         return auction
 
-    def choice(self, auction: Auction, want: Want) -> Considered | None:
-        """The bid to award now, or the later one to wait for."""
+    def choice(self, auction: Auction, want: Want, target: NodeId | None = None) -> Considered | None:
+        """The bid to award now, or the later one to wait for. A job that was let go for a slot of `target` takes one
+        while that is there: whether waiting pays better was weighed with those before it in view, who are to have the
+        slots that an auction of one job would wait for.
+        """
         left = auction.ranked
         if auction.refused:
             left = [c for c in left if c.bid.later or c.bid.node not in auction.refused]
         if left and not left[0].bid.later and not left[0].excluded:
             return left[0]
+        if target is not None:
+            able = [c for c in left if not c.bid.later and not c.excluded]
+            if any(c.bid.node == target for c in able):
+                return able[0]
         now = time.monotonic()
         return choose(left, want.policy_left(now), want.waited_s(now))
 
@@ -197,9 +223,9 @@ class Auctioneer:
         return Decline(node=node, job=job.id, code="busy", reason=reason, temporary=True)
 
     def _own(self, job: Job) -> Proposal:
-        proposal = self.worker.propose(_cfp(job))
+        proposal = self.worker.propose(_cfp(job), zone="here")
         self._note(job, self.me, proposal)
-        return msgspec.structs.replace(proposal, zone="here") if isinstance(proposal, Bid) else proposal
+        return proposal
 
     def _note(self, job: Job, node: NodeId, proposal: Proposal) -> None:
         """What an answer says about the node's slots."""
@@ -220,15 +246,16 @@ class Auctioneer:
         asked += [c.bid.node for c in later if c.score < able[0].score][:ASK_BUSY]
         remote = [node for node in asked if node != self.me]
         proposals: list[Proposal] = [self._own(job)] if self.me in asked else []
-        proposals += await self._collect(job, remote)
+        proposals += await self._collect(job, remote, auction.arrived_s)
         auction.asked = len(asked)
         answered = {proposal.node for proposal in proposals}
         auction.declines = [decline for decline in auction.declines if decline.node not in answered]
         proposals += [c.bid for c in later if c.bid.node not in answered][:ASK_AT_MOST]
         self._rank(auction, job, proposals)
 
-    async def _collect(self, job: Job, nodes: Sequence[NodeId]) -> list[Proposal]:
-        """Ask `nodes`, wait until all answered or the learned deadline passed; the silent are noted as late.
+    async def _collect(self, job: Job, nodes: Sequence[NodeId], arrived_s: dict[NodeId, float]) -> list[Proposal]:
+        """Ask `nodes`, wait until all answered or the learned deadline passed; the silent are noted as late. When each
+        answer came goes into `arrived_s`.
 
         Each is asked by name rather than all by one broadcast: a dead node then answers at once (no responders).
         """
@@ -242,7 +269,7 @@ class Auctioneer:
             answer = self._read_proposal(job, node, msg)
             if answer is not None and node not in answers:
                 self._note(job, node, answer)
-                rtt_s = time.perf_counter() - started
+                arrived_s[node] = rtt_s = time.perf_counter() - started
                 self.registry.note_rtt(node, rtt_s)
                 answers[node] = _later(answer, rtt_s) if isinstance(answer, Bid) else answer
                 if len(answers) == len(nodes):
@@ -289,7 +316,7 @@ class Auctioneer:
     def _rank(self, auction: Auction, job: Job, proposals: Sequence[Proposal]) -> None:
         auction.ranked = self._ranked(job, [p for p in proposals if isinstance(p, Bid)])
         auction.declines += [p for p in proposals if isinstance(p, Decline)]
-        auction.why = explain(auction.ranked, job.policy) if auction.ranked else ""
+        auction.judged(job.policy)
 
     def _ranked(self, job: Job, bids: Sequence[Bid]) -> list[Considered]:
         name_of = self.registry.name_of

@@ -4,6 +4,7 @@ simulations. Pure but for the bid's id and clock.
 
 from __future__ import annotations
 
+import functools
 import time
 
 import msgspec
@@ -11,7 +12,7 @@ import msgspec
 from outbid_contracts.ids import JobId, NodeId, new_bid_id
 from outbid_contracts.messages import Bid, Offer, Work
 from outbid_contracts.policy import Zone
-from outbid_node.estimate import estimate
+from outbid_node.estimate import Estimate, estimate
 
 BID_TTL_MS = 5_000
 """How long a bid stands; the award follows within milliseconds unless the owner is in trouble."""
@@ -21,7 +22,13 @@ def make_bid(
     node: NodeId, job: JobId, offer: Offer, work: Work, *, zone: Zone, why: str, standing: bool = False
 ) -> Bid:
     """For one of its free slots."""
-    numbers = estimate(offer, work)
+    return bid_of(node, job, offer, estimate(offer, work), zone=zone, why=why, standing=standing)
+
+
+def bid_of(
+    node: NodeId, job: JobId, offer: Offer, numbers: Estimate, *, zone: Zone, why: str, standing: bool = False
+) -> Bid:
+    """With numbers that are known already."""
     return Bid(
         bid_id=new_bid_id(),
         node=node,
@@ -64,7 +71,13 @@ def too_long(offer: Offer, work: Work) -> str:
 
 
 def explain_offer(offer: Offer) -> str:
-    state = "warm" if offer.warm else f"cold, loads in {offer.load_s:.2g} s"
-    rates = ", ".join(f"{1 / rate:.3g} {unit}/s" for unit, rate in offer.rates.items() if rate > 0)
-    slots = f"{offer.free} of {offer.slots} slots free"
-    return "; ".join(part for part in (state, rates, slots, f"from {offer.rests_on}") if part)
+    load_s = None if offer.warm else offer.load_s
+    return _explained(load_s, tuple(offer.rates.items()), offer.free, offer.slots, offer.rests_on)
+
+
+@functools.lru_cache(maxsize=1024)
+def _explained(load_s: float | None, rates: tuple[tuple[str, float], ...], free: int, slots: int, rests_on: str) -> str:
+    """Cached: of a thousand short jobs most get the same offers."""
+    state = "warm" if load_s is None else f"cold, loads in {load_s:.2g} s"
+    speeds = ", ".join(f"{1 / rate:.3g} {unit}/s" for unit, rate in rates if rate > 0)
+    return "; ".join(part for part in (state, speeds, f"{free} of {slots} slots free", f"from {rests_on}") if part)

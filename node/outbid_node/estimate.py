@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from outbid_contracts.messages import Offer, Work
 
@@ -17,8 +17,7 @@ MOST_S = 1e9
 """Absurd offers and absurd work (a peer may send anything) are promised so long, instead of an infinite time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(NamedTuple):
     """Seconds from now, joules and dollars for the whole job. Finite and not negative; p90 is not below the median."""
 
     finish_s: float

@@ -1,7 +1,7 @@
 """A NATS micro service (ADR-32): endpoints, and PING, INFO, STATS so that `nats micro ls|info|stats` see the node.
 
 nats-py's own service answers the requests of one endpoint one after the other, and its `stop()` drops requests in
-flight; here each request is a task, its statistics are its own, and `drain` waits for what is under way
+flight; here they go on beside each other, its statistics are its own, and `drain` waits for what is under way
 (docs/decisions/0003-own-micro-service.md).
 """
 
@@ -12,10 +12,11 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import msgspec
 from nats.aio.msg import Msg
@@ -95,7 +96,17 @@ def semantic(version: str) -> str:
     return re.sub(r"^(\d+\.\d+\.\d+)\.?(?=[a-z])", r"\1-", version)
 
 
-Handler = Callable[[Request], Awaitable[None]]
+class Underway(NamedTuple):
+    """What a request waits for; `answer` is called with its result, and may raise. A task that does nothing but wait
+    would cost as much as a short job's auction.
+    """
+
+    future: asyncio.Future[Any]
+    answer: Callable[[Any], None]
+
+
+Handler = Callable[[Request], Coroutine[Any, Any, None] | Underway]
+"""Called at once, so what is no coroutine must return soon."""
 
 
 @dataclass
@@ -144,6 +155,7 @@ class Service:
     def __post_init__(self) -> None:
         self._started = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         self._tasks: set[asyncio.Task[None]] = set()
+        self._underway: set[asyncio.Future[Any]] = set()
         self._subscriptions: list[Subscription] = []
         self.draining = False
 
@@ -168,37 +180,66 @@ class Service:
         with contextlib.suppress(ConnectionClosedError):
             for subscription in [*subscribed, *self._subscriptions]:
                 await subscription.unsubscribe()
-        if not self._tasks:
+        if not self._tasks and not self._underway:
             return 0
-        _, pending = await asyncio.wait(self._tasks, timeout=timeout_s)
-        for task in pending:
+        _, pending = await asyncio.wait({*self._tasks, *self._underway}, timeout=timeout_s)
+        for task in self._tasks:
             task.cancel()
         return len(pending)
 
     def _receiver(self, endpoint: Endpoint) -> Callable[[Msg], Awaitable[None]]:
         async def receive(msg: Msg) -> None:
-            task = asyncio.create_task(self._handle(endpoint, Request(self.bus, msg)))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._handle(endpoint, Request(self.bus, msg), time.perf_counter_ns())
 
         return receive
 
-    async def _handle(self, endpoint: Endpoint, request: Request) -> None:
-        started = time.perf_counter_ns()
+    def _handle(self, endpoint: Endpoint, request: Request, started: int) -> None:
         endpoint.num_requests += 1
         try:
             if self.draining:
                 raise Draining
-            await endpoint.handler(request)
-        except OutbidError as error:
-            self._fail(endpoint, request, error)
+            begun = endpoint.handler(request)
         except Exception as error:
-            log.exception("endpoint %s failed", endpoint.subject, extra={"action": "endpoint_failed"})
-            self._fail(endpoint, request, OutbidError(f"internal error: {type(error).__name__}: {error}"))
+            self._fail(endpoint, request, error)
+            return
+        if isinstance(begun, Underway):
+            self._underway.add(begun.future)
+            begun.future.add_done_callback(partial(self._answer, endpoint, request, started, begun.answer))
+        else:
+            task = asyncio.create_task(self._complete(endpoint, request, started, begun))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _answer(
+        self,
+        endpoint: Endpoint,
+        request: Request,
+        started: int,
+        answer: Callable[[Any], None],
+        future: asyncio.Future[Any],
+    ) -> None:
+        self._underway.discard(future)
+        try:
+            if not future.cancelled():
+                answer(future.result())
+        except Exception as error:
+            self._fail(endpoint, request, error)
+        endpoint.processing_time += time.perf_counter_ns() - started
+
+    async def _complete(
+        self, endpoint: Endpoint, request: Request, started: int, rest: Coroutine[Any, Any, None]
+    ) -> None:
+        try:
+            await rest
+        except Exception as error:
+            self._fail(endpoint, request, error)
         finally:
             endpoint.processing_time += time.perf_counter_ns() - started
 
-    def _fail(self, endpoint: Endpoint, request: Request, error: OutbidError) -> None:
+    def _fail(self, endpoint: Endpoint, request: Request, error: Exception) -> None:
+        if not isinstance(error, OutbidError):
+            log.error("endpoint %s failed", endpoint.subject, exc_info=error, extra={"action": "endpoint_failed"})
+            error = OutbidError(f"internal error: {type(error).__name__}: {error}")
         endpoint.num_errors += 1
         endpoint.last_error = error.message[:500]
         if isinstance(error, InvalidRequest):

@@ -44,7 +44,7 @@ class Recorder(Protocol):
         """Driving it stopped without an end: nobody can do it now (`owned.error`), or the node stops."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class OwnedJob:
     """A job and everything its owner knows. `tell` sends an event to a streaming caller."""
 
@@ -127,6 +127,11 @@ class OwnedJob:
         if self.concluded is not None and not self.concluded.done():
             self.concluded.set_result(None)
         self.concluded = None
+
+    @property
+    def is_told(self) -> bool:
+        """Whether its caller hears of its events."""
+        return self.tell is not nobody
 
     @property
     def watched(self) -> bool:
@@ -250,6 +255,10 @@ def _of_durable(terms: Terms | None) -> dict[str, Any]:
         "not_before_ms": terms.not_before_ms,
         "after": terms.after,
     }
+
+
+def nobody(event: Any) -> None:
+    """The `tell` of a job whose caller wants the result only."""
 
 
 def now_ms() -> int:

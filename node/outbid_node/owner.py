@@ -105,6 +105,7 @@ class Owner:
             award_here=award_here,
             stop_attempt=self._stop_attempt,
             tell=self._tell,
+            tell_awarded=self._tell_awarded,
         )
         self.running: dict[JobId, OwnedJob] = {}
         self.ended: OrderedDict[JobId, OwnedJob] = OrderedDict()
@@ -115,6 +116,8 @@ class Owner:
         self.on_ended: Callable[[OwnedJob], None] = lambda owned: None
         self.on_lost: Callable[[OwnedJob, NodeId, str], None] = lambda owned, node, code: None
         """An attempt there failed, with that error's code."""
+        self.tells_short: Callable[[], bool] | None = None
+        """Somebody looks on: whether the next event of a job that is too short to watch is told, too."""
         registry.on_change.append(self._node_changed)
 
     # -- what faces ask -------------------------------------------------------------------------------------------
@@ -152,7 +155,7 @@ class Owner:
     def drive(self, owned: OwnedJob) -> OwnedJob:
         """Bring the job to its end, from where it is."""
         self.running[owned.job.id] = owned
-        owned.task = asyncio.create_task(self._run(owned))
+        owned.task = asyncio.get_running_loop().create_task(self._run(owned))
         owned.task.add_done_callback(_retrieve)
         self.busy.set()
         self.idle.clear()
@@ -287,10 +290,9 @@ class Owner:
     async def _ending(self, owned: OwnedJob) -> OutbidError | None:
         """Drive the job to its end; None if it is done, else what ended it."""
         try:
-            async with asyncio.timeout(owned.time_left_s()):
-                owned.finished = await self._attempts(owned)
-                owned.state, owned.sealing = "done", True
-                return None
+            owned.finished = await self._in_time(owned)
+            owned.state, owned.sealing = "done", True
+            return None
         except TimeoutError:
             self._abandon(owned)
             late = DeadlineExceeded(f"not done within the deadline of {owned.job.policy.deadline_s:g} s")
@@ -311,6 +313,14 @@ class Owner:
             log.exception("driving %s failed", owned.job.id, extra={"action": "job_failed_inside"})
             self._abandon(owned)
             return owned.end_with(OutbidError(f"internal error: {type(error).__name__}: {error}"), "failed")
+
+    async def _in_time(self, owned: OwnedJob) -> Finished:
+        """Raises TimeoutError at its deadline."""
+        left_s = owned.time_left_s()
+        if left_s is None:
+            return await self._attempts(owned)
+        async with asyncio.timeout(left_s):
+            return await self._attempts(owned)
 
     async def _seal(self, owned: OwnedJob) -> None:
         """Nothing changes the end of a job any more. A durable one's is on disk when this returns."""
@@ -400,12 +410,17 @@ class Owner:
 
     def _tell(self, owned: OwnedJob, event: Event) -> None:
         owned.tell(event)
-        if owned.watched:
+        if owned.watched or (self.tells_short is not None and self.tells_short()):
             self.bus.post(subjects.job_event(owned.job.id), encode(event, Format.JSON))
+
+    def _tell_awarded(self, owned: OwnedJob) -> None:
+        """The event is made only where somebody hears of it."""
+        if owned.is_told or owned.watched or self.tells_short is not None:
+            self._tell(owned, owned.award_event(owned.delivered.base if owned.delivered else 0))
 
     def _tell_end(self, owned: OwnedJob) -> None:
         """Watchers hear that and how it ended; the result itself is the caller's."""
-        if not owned.watched:
+        if not (owned.watched or (self.tells_short is not None and self.tells_short())):
             return
         end: Event = Ended(job=owned.job.id, error=(owned.error or Cancelled()).body())
         if owned.finished is not None:
@@ -468,7 +483,8 @@ class Owner:
             return
         owned.ended_ms = owned.ended_ms or now_ms()
         self._tell_end(owned)
-        owned.job = msgspec.structs.replace(owned.job, params={})
+        if owned.job.params:
+            owned.job = msgspec.structs.replace(owned.job, params={})
         self.ended[owned.job.id] = owned
         self.on_ended(owned)
         while len(self.ended) > KEEP_ENDED:

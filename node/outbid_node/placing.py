@@ -27,9 +27,10 @@ from outbid_contracts.policy import Policy
 from outbid_node import reasons
 from outbid_node.auction import ALIKE, Auction, Auctioneer
 from outbid_node.checkpoints import Checkpoints, Saved, going_on, rest_of
-from outbid_node.choosing import Want, waits_for
+from outbid_node.choosing import waits_for
 from outbid_node.client import Bus, NoResponders
 from outbid_node.owned import OwnedJob, now_ms
+from outbid_node.places import FEW
 from outbid_node.registry import Registry
 from outbid_node.waiting import Ticket, WaitingRoom
 
@@ -57,6 +58,7 @@ class Placer:
         award_here: Callable[[Award], AwardReply],
         stop_attempt: Callable[[OwnedJob, NodeId], None],
         tell: Callable[[OwnedJob, Event], None],
+        tell_awarded: Callable[[OwnedJob], None],
     ) -> None:
         self.me = me
         self.bus = bus
@@ -68,6 +70,9 @@ class Placer:
         self._award_here = award_here
         self._stop_attempt = stop_attempt
         self._tell = tell
+        self._tell_awarded = tell_awarded
+        self.on_auction: Callable[[OwnedJob, Auction], None] | None = None
+        """Somebody wants to hear of every auction."""
 
     async def place(self, owned: OwnedJob) -> None:
         """Auction until some node holds the lease. Raises NoBid, UnknownModel or AttemptsExhausted; Unplaced for a
@@ -83,7 +88,10 @@ class Placer:
                 saved = await self.checkpoints.of(job, owned.attempts)
                 auction = await self._auction(owned, ticket, saved)
                 owned.auctions.append(auction)
-                if await self._award_best(owned, auction, ticket.want, saved):
+                awarded = await self._award_best(owned, auction, ticket, saved)
+                if self.on_auction is not None:
+                    self.on_auction(owned, auction)
+                if awarded:
                     return
                 if not auction.waiting_may_help:
                     raise self._no_bid(owned, auction)
@@ -117,12 +125,19 @@ class Placer:
             same_device_first(auction, owned.job.policy, same)
         return auction
 
-    async def _award_best(self, owned: OwnedJob, auction: Auction, want: Want, saved: Saved | None) -> bool:
+    async def _award_best(self, owned: OwnedJob, auction: Auction, ticket: Ticket, saved: Saved | None) -> bool:
         """Award the best bid, then the next best, as long as that is better than waiting. False if nobody took it."""
-        while (best := self.auctioneer.choice(auction, want)) is not None and not best.bid.later:
+        choice, target = self.auctioneer.choice, self._target(ticket)
+        while (best := choice(auction, ticket.want, target)) is not None and not best.bid.later:
             if await self._award(owned, best, auction, saved):
                 return True
         return False
+
+    def _target(self, ticket: Ticket) -> NodeId | None:
+        """Whose slot it is to take. Of a few nodes an auction has the answers of all, newer than what the walk knew,
+        and another one costs little: so there all is weighed again.
+        """
+        return ticket.target if len(self.registry.places(*ticket.key)) > FEW else None
 
     async def _wait(self, owned: OwnedJob, ticket: Ticket, auction: Auction) -> None:
         """Until its turn comes again."""
@@ -196,10 +211,8 @@ class Placer:
     def _accepted(self, owned: OwnedJob, considered: Considered, auction: Auction) -> None:
         bid = considered.bid
         auction.winner = bid.node
-        if auction.able and auction.able[0] is not considered:
-            auction.why = f"{considered.name} took it after {auction.able[0].name} refused"
-        elif auction.ranked[0].bid.later:
-            auction.why = f"{considered.name} can begin now; waiting for {auction.ranked[0].name} would gain too little"
+        if auction.ranked[0] is not considered:
+            auction.why = _why_not_first(considered, auction) or auction.why
         owned.state = "running"
         owned.promised_s = bid.finish_s
         owned.attempts.append(
@@ -212,7 +225,7 @@ class Placer:
                 promised_p90_s=bid.finish_p90_s,
             )
         )
-        self._tell(owned, owned.award_event(owned.delivered.base if owned.delivered else 0))
+        self._tell_awarded(owned)
         if owned.recorder is not None:
             owned.recorder.awarded(owned)
 
@@ -221,6 +234,15 @@ class Placer:
         if owned.recorder is not None:
             return Unplaced(why.message)
         return reasons.exhausted(owned.attempts, self.registry) if owned.attempts else why
+
+
+def _why_not_first(winner: Considered, auction: Auction) -> str:
+    """Why one that was not ranked first has the job."""
+    if auction.able and auction.able[0] is not winner:
+        return f"{winner.name} took it after {auction.able[0].name} refused"
+    if auction.ranked[0].bid.later:
+        return f"{winner.name} can begin now; waiting for {auction.ranked[0].name} would gain too little"
+    return ""
 
 
 def same_device_first(auction: Auction, policy: Policy, same: Collection[NodeId]) -> None:

@@ -6,14 +6,14 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import msgspec
 from nats.aio.msg import Msg
 
 from outbid_contracts import subjects
-from outbid_contracts.admin import NewKey, Revocations
+from outbid_contracts.admin import NewKey, Revocations, Sleeper
 from outbid_contracts.capability import Capability
 from outbid_contracts.codec import Format, decode, encode
 from outbid_contracts.errors import Draining, DuplicateJob, InvalidRequest, NoBid, OutbidError, UnknownModel
@@ -52,9 +52,9 @@ from outbid_node.durable.assembly import Durable
 from outbid_node.files.service import ModelFiles
 from outbid_node.history.desk import HistoryDesk
 from outbid_node.lookup import Lookup
-from outbid_node.micro import Request, Service, error_headers
+from outbid_node.micro import Handler, Request, Service, Underway, error_headers
 from outbid_node.model_list import model_list
-from outbid_node.owned import OwnedJob
+from outbid_node.owned import OwnedJob, nobody
 from outbid_node.owner import Owner
 from outbid_node.policies import Policies
 from outbid_node.registry import Registry
@@ -87,6 +87,8 @@ class FaceEndpoints:
         self.lookup = lookup
         self.catalogue = catalogue
         self.policies = policies
+        self.away: Callable[[], tuple[Sleeper, ...]] = tuple
+        """Machines that were here and are not now."""
         self.what_if = WhatIfDesk(
             me=me, bus=bus, registry=registry, owner=owner, lookup=lookup, catalogue=catalogue, policies=policies
         )
@@ -108,16 +110,20 @@ class FaceEndpoints:
 
     # -- work -----------------------------------------------------------------------------------------------------
 
-    def _capability_handler(self, capability: Capability) -> Callable[[Request], Awaitable[None]]:
-        async def handle(request: Request) -> None:
+    def _capability_handler(self, capability: Capability) -> Handler:
+        def handle(request: Request) -> Coroutine[Any, Any, None] | Underway:
             parsed = parse_request(request.data, capability, request.read_format())
             if parsed.stream:
-                await self._stream(capability, request, parsed)
-            else:
-                finished = await self._result(capability, request, parsed)
-                request.respond(finished.flat())
+                return self._stream(capability, request, parsed)
+            if parsed.job is not None:
+                return self._respond(capability, request, parsed)
+            return Underway(self._begin(capability, request, parsed), lambda finished: request.respond(finished.flat()))
 
         return handle
+
+    async def _respond(self, capability: Capability, request: Request, parsed: ParsedRequest) -> None:
+        finished = await self._result(capability, request, parsed)
+        request.respond(finished.flat())
 
     async def _stream(self, capability: Capability, request: Request, parsed: ParsedRequest) -> None:
         try:
@@ -137,6 +143,10 @@ class FaceEndpoints:
             return await _repeat(known)
         if parsed.job in self.lookup.book.parked:
             raise DuplicateJob(f"{parsed.job} is a durable job that waits; ask for its result, or choose another id")
+        return await asyncio.shield(self._begin(capability, request, parsed))
+
+    def _begin(self, capability: Capability, request: Request, parsed: ParsedRequest) -> asyncio.Task[Finished]:
+        """Take it on as a new job; the task ends with it."""
         reply = request.reply if parsed.stream else None
         job = Job(
             id=parsed.job or new_job_id(),
@@ -155,7 +165,7 @@ class FaceEndpoints:
         floor = floor_of(parsed.resume)
         owned = self.owner.accept(job, self._teller(reply, request.reply_format), delivered, floor)
         assert owned.task is not None
-        return await asyncio.shield(owned.task)
+        return owned.task
 
     def _move(self, known: OwnedJob, request: Request, resume: Resume) -> None:
         """A caller that lost its connection goes on reading at another inbox of its own. Raises DuplicateJob for
@@ -167,7 +177,7 @@ class FaceEndpoints:
 
     def _teller(self, reply: str | None, format: Format) -> Callable[[Any], None]:
         if not reply:
-            return lambda event: None
+            return nobody
         return lambda event: self.bus.post(reply, encode(event, format))
 
     # -- questions ------------------------------------------------------------------------------------------------
@@ -184,7 +194,8 @@ class FaceEndpoints:
             )
             for peer in self.registry
         ]
-        request.respond(NodeList(nodes=tuple(sorted(views, key=lambda v: (not v.here, v.presence.name)))))
+        ordered = sorted(views, key=lambda v: (not v.here, v.presence.name))
+        request.respond(NodeList(nodes=tuple(ordered), away=self.away()))
 
     async def models(self, request: Request) -> None:
         request.read_format()

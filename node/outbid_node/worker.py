@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -33,16 +34,18 @@ from outbid_contracts.messages import (
     Proposal,
     SaveCheckpoint,
     Settle,
+    Work,
 )
 from outbid_contracts.policy import Zone
 from outbid_contracts.runner import Ready
-from outbid_node.artifacts.inputs import taken_out
+from outbid_node.artifacts.inputs import Inputs, taken_out
 from outbid_node.artifacts.stages import Delivering, Fetching
 from outbid_node.attempt import Attempt
-from outbid_node.bidding import explain_offer, later_bid, make_bid, too_long
+from outbid_node.bidding import bid_of, explain_offer, later_bid, too_long
 from outbid_node.catalogue import Catalogue, Entry
 from outbid_node.choosing import left_s
 from outbid_node.client import Bus
+from outbid_node.offering import Offering
 from outbid_node.power.meter import Meter
 from outbid_node.runners.pool import RunnerPool, Wanted, device_kind, key_of, wanted
 from outbid_node.settling import Settler
@@ -79,6 +82,7 @@ class Worker:
         self.bus = bus
         self.pool = pool
         self.catalogue = catalogue
+        self.offering = Offering(catalogue, meter, lambda *told: self.on_ready(*told))
         self.draining = False
         self.meter = meter
         self.terms: Callable[[bool], Terms] = lambda own: USUAL
@@ -94,13 +98,14 @@ class Worker:
         """A job came, or may come: whatever else the machine does gives way."""
         self.on_bid: Callable[[CallForProposals, Proposal], None] = lambda cfp, proposal: None
         self.on_ready: Callable[[str, str | None, Ready], None] = lambda capability, model, ready: None
+        self.tells_progress = False
+        """Somebody looks on who is not the caller."""
         self.attempts: dict[str, Attempt] = {}
         self.settler = Settler(bus)
         self.fetching = Fetching()
         self.delivering = Delivering()
         self.idle = asyncio.Event()
         self.idle.set()
-        self._heard: dict[tuple[str, str | None], Ready] = {}
         self._full: set[tuple[str, str | None]] = set()
         self._wants: dict[NodeId, tuple[tuple[str, str | None], ...]] = {}
 
@@ -109,14 +114,16 @@ class Worker:
     def offers(self) -> tuple[Offer, ...]:
         """All standing offers: one per capability and model."""
         return tuple(
-            self._with_frees(entry, self._offer(entry, model.name if model else None))
+            self._as_told(entry, self._offer(entry, model))
             for entry in self.catalogue.usable()
             for model in (entry.models or (None,))
         )
 
-    def _with_frees(self, entry: Entry, offer: Offer) -> Offer:
+    def _as_told(self, entry: Entry, offer: Offer) -> Offer:
+        """With what others want to know of it, and a bid has no use for."""
         frees_s = self._frees_s(entry, offer.model)
-        return msgspec.structs.replace(offer, frees_s=frees_s) if frees_s else offer
+        pinned = self.pool.is_pinned((entry.capability.runner, offer.model))
+        return msgspec.structs.replace(offer, frees_s=frees_s, pinned=pinned) if frees_s or pinned else offer
 
     def _frees_s(self, entry: Entry, model: str | None) -> tuple[float, ...]:
         """When its taken slots are expected to be free, the soonest first: capabilities may share a runner."""
@@ -129,14 +136,15 @@ class Worker:
             )
         )
 
-    def propose(self, cfp: CallForProposals) -> Proposal:
+    def propose(self, cfp: CallForProposals, zone: Zone | None = None) -> Proposal:
         """A bid, for a slot that is free or the first that will be, or a decline with its reason. Pure but for the
-        bid's id and clock.
+        bid's id and clock. `zone`: where this node is for whoever asks, if that is not what others are told.
         """
+        zone = zone or self.zone
         try:
             own = self.is_own(cfp.owner, durable=cfp.durable)
             entry, file = self.catalogue.find(cfp.capability, cfp.model)
-            offer = self._offer(entry, file.name if file else None, own=own)
+            offer = self._offer(entry, file, own=own)
         except OutbidError as error:
             code = "no_model" if error.code == "unknown_model" else "no_capability"
             return Decline(node=self.node, job=cfp.job, code=code, reason=error.message)
@@ -145,11 +153,11 @@ class Worker:
             code, reason, temporary = refusal
             frees_s = self._frees_s(entry, offer.model) if code == "busy" and not too_long(offer, cfp.work) else ()
             if frees_s:
-                return later_bid(self.node, cfp.job, offer, cfp.work, start_s=frees_s[0], zone=self.zone)
+                return later_bid(self.node, cfp.job, offer, cfp.work, start_s=frees_s[0], zone=zone)
             return Decline(node=self.node, job=cfp.job, code=code, reason=reason, temporary=temporary)
         if reason := too_long(offer, cfp.work):
             return Decline(node=self.node, job=cfp.job, code="blocked", reason=reason, temporary=True)
-        return self.bid(cfp.job, offer, cfp.work)
+        return self.bid(cfp.job, offer, cfp.work, zone)
 
     def answer(self, cfp: CallForProposals) -> Proposal:
         """As `propose`, for another owner."""
@@ -159,12 +167,13 @@ class Worker:
         self.on_bid(cfp, proposal)
         return proposal
 
-    def bid(self, job: JobId, offer: Offer, work: dict[str, float]) -> Bid:
-        return make_bid(self.node, job, offer, work, zone=self.zone, why=explain_offer(offer))
+    def bid(self, job: JobId, offer: Offer, work: Work, zone: Zone) -> Bid:
+        numbers = self.offering.estimate(offer, work)
+        return bid_of(self.node, job, offer, numbers, zone=zone, why=explain_offer(offer))
 
     def _offer_for(self, capability: str, model: str | None, *, own: bool) -> Offer:
         entry, found = self.catalogue.find(capability, model)
-        return self._offer(entry, found.name if found else None, own=own)
+        return self._offer(entry, found, own=own)
 
     def is_own(self, owner: NodeId, *, durable: bool) -> bool:
         """Whether somebody at this machine waits for it; a durable job may be anybody's."""
@@ -180,42 +189,10 @@ class Worker:
             return 0
         return 0 if offer.blocked else max(0, offer.free)
 
-    def _offer(self, entry: Entry, model: str | None, *, own: bool = False) -> Offer:
-        file = self.model_file(entry, model)
+    def _offer(self, entry: Entry, file: ModelFile | None, *, own: bool = False) -> Offer:
         room = self.pool.room(entry.capability, file)
-        speed = self.catalogue.speed(entry.capability, file)
-        if room.ready is not None and self._heard.get((entry.capability.name, model)) is not room.ready:
-            self._heard[(entry.capability.name, model)] = room.ready
-            speed = self.catalogue.came_up(entry.capability, file, room.ready)
-            self.on_ready(entry.capability.name, model, room.ready)
-        typical, typical_from = self.catalogue.speeds.typical(entry.capability.name, model, speed)
-        default, terms = entry.default_model, self.terms(own)
-        device = device_kind(room.ready or self._heard.get((entry.capability.name, model)))
-        watts = self.meter.watts(device, key_of(entry.capability, file))
-        return Offer(
-            capability=entry.capability.name,
-            model=model,
-            warm=room.warm,
-            slots=room.slots,
-            free=self._free(room.free - self.fetching.slots(entry.capability.runner, model)),
-            load_s=speed.load_s * terms.slower,
-            fixed_s=speed.fixed_s * terms.slower,
-            rates={unit: rate * terms.slower for unit, rate in speed.rates.items()},
-            crowding=speed.crowding,
-            spread=speed.spread,
-            typical=typical,
-            typical_from=typical_from,
-            watts=watts,
-            usd_per_s=self.meter.usd_per_s(watts),
-            default=default is None or default.name == model,
-            blocked=terms.refuse or room.blocked,
-            waiting_helps=terms.passes if terms.refuse else room.temporary,
-            size_mib=round(file.size_mib, 1) if file else 0.0,
-            device=device,
-            most_s=terms.most_s,
-            most_why=terms.most_why,
-            rests_on=f"{speed.source}; {terms.slower_why}" if terms.slower_why else speed.source,
-        )
+        free = room.free - self.fetching.slots(entry.capability.runner, file.name if file else None)
+        return self.offering.offer(entry, file, room, self._free(free), self.terms(own))
 
     def device_of(self, entry: Entry, model: str | None) -> str:
         """The kind of device that its runner runs on now."""
@@ -248,20 +225,20 @@ class Worker:
         try:
             entry, file = self.catalogue.find(job.capability, job.model)
             own = self.is_own(job.owner, durable=job.durable)
-            offer = self._offer(entry, file.name if file else None, own=own)
+            offer = self._offer(entry, file, own=own)
             if refusal := self._refusal(offer):
                 code, reason, temporary = refusal
                 return self._declined(offer, code, reason, temporary)
             if reason := too_long(offer, job.work):
                 return self._declined(offer, "blocked", reason, True)
-            attempt = Attempt(self, award, entry, offer)
+            attempt = Attempt(self, award, entry, file, offer)
             if attempt.key in self.attempts:  # the award came twice
                 return Accepted(node=self.node, free=offer.free)
             self.attempts[attempt.key] = attempt
             self.idle.clear()
             self.meter.begin(attempt.key, offer.device, key_of(entry.capability, file))
             self._note_start(attempt, offer)
-            self._begin(attempt, file)
+            self._begin(attempt)
         except OutbidError as error:
             self._forget(f"{job.id}/{award.attempt}")
             self.meter.end(f"{job.id}/{award.attempt}")
@@ -271,21 +248,25 @@ class Worker:
             self._full.add((offer.capability, offer.model))
         return Accepted(node=self.node, free=free)
 
-    def _begin(self, attempt: Attempt, file: ModelFile | None) -> None:
+    def _begin(self, attempt: Attempt) -> None:
         """Give it to its runner, once its inputs are here. Raises Refused, InvalidRequest."""
-        entry = attempt.entry
-        inputs = taken_out(attempt.job.params, entry.capability.inputs)
-        settings = dict(entry.settings)
-
-        def run(fetched: dict[str, bytes]) -> None:
-            files = inputs.files | fetched | attempt.files
-            heard = bool(attempt.job.reply)
-            self.pool.run(entry.capability, file, settings, attempt.key, inputs.params, attempt, files, heard=heard)
-
+        names = attempt.entry.capability.inputs
+        if not names:
+            self._run(attempt, attempt.job.params, attempt.files)
+            return
+        inputs = taken_out(attempt.job.params, names)
         if inputs.wanted:
+            run = partial(self._run_fetched, attempt, inputs)
             self.fetching.begin(attempt, inputs.wanted, run)
         else:
-            run({})
+            self._run(attempt, inputs.params, inputs.files | attempt.files)
+
+    def _run_fetched(self, attempt: Attempt, inputs: Inputs, fetched: dict[str, bytes]) -> None:
+        self._run(attempt, inputs.params, inputs.files | fetched | attempt.files)
+
+    def _run(self, attempt: Attempt, params: dict[str, Any], files: dict[str, bytes]) -> None:
+        entry, heard = attempt.entry, bool(attempt.job.reply)
+        self.pool.run(entry.capability, attempt.file, entry.settings, attempt.key, params, attempt, files, heard=heard)
 
     def _note_start(self, attempt: Attempt, offer: Offer) -> None:
         if self.trace.on:
@@ -302,6 +283,8 @@ class Worker:
 
     def _supersede(self, award: Award) -> None:
         """An older attempt at the same job is void, whoever awarded it: its owner may be gone."""
+        if award.attempt <= 1:
+            return
         for older in list(self.attempts.values()):
             if older.job.id == award.job.id and older.number < award.attempt:
                 self._stop(older)
@@ -347,7 +330,8 @@ class Worker:
         """The runner is through with this attempt: its slot is free; the owner is told once its files are on disk."""
         if attempt.key not in self.attempts:
             return
-        attempt.spent = attempt.spent or self.meter.end(attempt.key)
+        if attempt.spent is None:
+            attempt.spent = self.meter.end(attempt.key)
         if isinstance(outcome, Done) and attempt.entry.capability.artifacts is not None:
             self.settler.unsettled.add(attempt.key)
             self.delivering.begin(attempt, outcome, payloads, self._settle)
@@ -358,7 +342,8 @@ class Worker:
             self.trace.note("stopped", job=attempt.job.id, attempt=attempt.number, outcome=outcome_kind)
         if attempt.key not in self.settler.unsettled:
             self._settle(attempt, outcome)
-        self.room_changed(attempt.entry.capability.name, attempt.model, self._room_of(attempt))
+        if (attempt.entry.capability.name, attempt.model) in self._full:
+            self.room_changed(attempt.entry.capability.name, attempt.model, self._room_of(attempt))
 
     def _settle(self, attempt: Attempt, outcome: Outcome) -> None:
         settle = Settle(
@@ -366,7 +351,7 @@ class Worker:
             attempt=attempt.number,
             node=self.node,
             outcome=outcome,
-            free=self._room_of(attempt),
+            free=self._room_of(attempt) if attempt.job.owner != self.node else 0,
             energy_j=attempt.spent.energy_j if attempt.spent else None,
             cost_usd=attempt.spent.cost_usd if attempt.spent else None,
         )
@@ -380,7 +365,7 @@ class Worker:
     def _room_of(self, attempt: Attempt) -> int:
         """Free slots for more of its kind."""
         capability = attempt.entry.capability
-        room = self.pool.room(capability, self.model_file(attempt.entry, attempt.model))
+        room = self.pool.room(capability, attempt.file)
         return room.free - self.fetching.slots(capability.runner, attempt.model)
 
     def save(self, owner: NodeId, save: SaveCheckpoint) -> None:

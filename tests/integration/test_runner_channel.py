@@ -55,6 +55,7 @@ async def test_five_hundred_mutated_messages(watch_in_thread: bool) -> None:
         wire.Hello(pid=1, protocol=1),
         wire.ChunkBatch(items=[("a/1", {"text": "x"})]),
         wire.RunDone(attempt="a/1", result={}, measured={"tokens": (3, 0.5)}),
+        wire.EndBatch(items=[wire.RunDone(attempt="a/1", result={}), wire.RunCancelled(attempt="b/1")]),
         wire.Log(level="info", message="the handler of this one raises"),
     ]
     channel, listener = Channel(watch_in_thread=watch_in_thread), Listener()
@@ -75,6 +76,38 @@ async def test_five_hundred_mutated_messages(watch_in_thread: bool) -> None:
     assert not channel.send(b"nobody", wire.Stop())
     channel.close()
     channel.close()
+
+
+def run(attempt: str) -> wire.Run:
+    return wire.Run(attempt=attempt, capability="test.noop", params={})
+
+
+async def test_runs_of_one_turn_go_together_and_before_what_is_said_after_them() -> None:
+    channel, heard = Channel(), asyncio.Event()
+    channel.open()
+    with zmq.Context() as context, context.socket(zmq.DEALER) as one, context.socket(zmq.DEALER) as other:
+        for peer, name in ((one, b"one"), (other, b"other")):
+            listener = Listener()
+            channel.register(name, listener)
+            peer.setsockopt(zmq.IDENTITY, name)
+            peer.connect(channel.endpoint)
+            peer.send(msgspec.msgpack.encode(wire.Pong(n=-1)))
+            await asyncio.wait_for(listener.end.wait(), 20)
+        for n in range(3):
+            channel.send_soon(b"one", run(f"a/{n}"))
+        channel.send_soon(b"other", run("b/1"))
+        channel.send(b"one", wire.Cancel(attempt="a/1"))
+        channel.send_soon(b"one", run("a/3"))
+        channel.send_soon(b"gone", run("c/1"))
+        asyncio.get_running_loop().call_soon(heard.set)
+        await heard.wait()
+        batch = wire.RunBatch(items=[run(f"a/{n}") for n in range(3)])
+        told = [msgspec.msgpack.decode(one.recv(), type=wire.ToRunner) for _ in range(3)]
+        assert told == [batch, wire.Cancel(attempt="a/1"), run("a/3")]
+        assert msgspec.msgpack.decode(other.recv(), type=wire.ToRunner) == run("b/1")
+    channel.send_soon(b"one", run("a/4"))
+    channel.close()
+    await asyncio.sleep(0)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="loopback TCP leaves no files")

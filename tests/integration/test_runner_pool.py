@@ -14,6 +14,7 @@ from outbid_capabilities import testing
 from outbid_contracts.errors import Refused
 from outbid_contracts.runner import RunFailed
 from outbid_node.runners.machine import Phase
+from outbid_node.runners.supervisor import Supervisor
 from tests.integration.test_runner_support import Fleet, Sink, fleet, wait_gone
 
 
@@ -39,6 +40,21 @@ async def thousand(node: Fleet) -> None:
 
 
 async def test_a_thousand_noops() -> None:
+    async with fleet() as node:
+        await thousand(node)
+
+
+async def test_what_is_asked_at_once_is_answered_at_once() -> None:
+    async with fleet() as node:
+        await node.submit(testing.noop).success()
+        before = node.pool.stats()["messages"]
+        sinks = [node.submit(testing.noop) for _ in range(testing.SLOTS)]
+        await asyncio.gather(*(sink.success() for sink in sinks))
+        assert node.pool.stats()["messages"] - before <= 4
+
+
+async def test_a_runner_that_takes_one_run_at_a_time_gets_them_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Supervisor, "_batches", property(lambda own: False, lambda own, said: None), raising=False)
     async with fleet() as node:
         await thousand(node)
 

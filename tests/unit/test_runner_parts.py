@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 
+import msgspec
 import pytest
 
 from outbid_capabilities import runner_kit
+from outbid_contracts import runner as wire
 from outbid_node.runners.limits import BackOff, Pulse
 from outbid_node.runners.process import REPORT_CHARS, Exit, last_words, report
 
@@ -69,3 +71,17 @@ def test_what_is_too_large_for_the_daemon_is_refused_by_the_kit(monkeypatch: pyt
 def test_memory_is_measured() -> None:
     used = runner_kit.memory_mib()
     assert used is None or 5 < used < 10_000
+
+
+@pytest.mark.parametrize("count", [2, 15, 16, 64])
+def test_ends_that_go_together_are_read_as_they_were_said(count: int) -> None:
+    ends = [{"type": "done", "attempt": f"a/{n}", "result": {"n": n}} for n in range(count - 1)]
+    ends.append({"type": "failed", "attempt": "b/1", "message": "no"})
+    packed = runner_kit.batch([runner_kit.pack(end)[0] for end in ends])
+    read = msgspec.msgpack.decode(packed, type=wire.FromRunner)
+    assert read == wire.EndBatch(items=[msgspec.convert(end, wire.RunDone | wire.RunFailed) for end in ends])
+
+
+def test_one_end_alone_goes_as_it_is() -> None:
+    end = runner_kit.pack({"type": "cancelled", "attempt": "a/1"})[0]
+    assert msgspec.msgpack.decode(runner_kit.batch([end]), type=wire.FromRunner) == wire.RunCancelled(attempt="a/1")

@@ -56,6 +56,14 @@ def test_an_idle_model_that_nobody_wants_gives_way_at_once_to_whoever_comes_firs
     assert giving_way({"b": found}, 10.0, RULES) == {}  # it may as well take a job of its own
 
 
+def test_a_pinned_model_gives_way_to_none_however_idle_it_is() -> None:
+    pinned = Holder(key="a", need=ONE, load_s=2.0, loaded_at=0.0, idle_since=1.0, pinned=True)
+    assert plan(BUDGET, [pinned], [want(since=10.0)], 1000.0, RULES) == {}
+    other = holder("c", idle=900.0, wanted=False)
+    found = plan(Memory(900), [pinned, other], [want(since=10.0)], 1000.0, RULES)["b"]
+    assert (found.victims, found.open) == ((other,), True)
+
+
 def test_between_two_of_its_waiting_jobs_a_model_is_not_taken_for_idle() -> None:
     between = [holder(idle=11.0)]
     assert not turn(between, [want()], 11.0).open

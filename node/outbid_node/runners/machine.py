@@ -7,6 +7,7 @@ that is free and attempt that is held. An event that is not in the table changes
 | phase                  | event   | when         | next     | orders    |
 |------------------------|---------|--------------|----------|-----------|
 | stopped dead           | TAKE    |              | starting | SPAWN     |
+| stopped dead           | WARM    |              | starting | SPAWN     |
 | starting               | TAKE    | free         | starting |           |
 | ready busy             | TAKE    | free         | busy     | SEND      |
 | starting busy          | TAKE    | full         | same     | REFUSE    |
@@ -37,8 +38,10 @@ that is free and attempt that is held. An event that is not in the table changes
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from enum import Enum, StrEnum, auto
+
+import msgspec
+from msgspec.structs import replace
 
 
 class Phase(StrEnum):
@@ -53,6 +56,8 @@ class Phase(StrEnum):
 class Event(Enum):
     TAKE = auto()
     """An attempt wants a slot."""
+    WARM = auto()
+    """It is to be loaded though no attempt wants it yet."""
     LOADED = auto()
     """The runner is ready and said how many slots it has."""
     ENDED = auto()
@@ -90,8 +95,7 @@ OPEN = frozenset({Phase.STARTING, Phase.READY, Phase.BUSY})
 """Phases that may take an attempt."""
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(msgspec.Struct, frozen=True):
     """`slots` is what was declared until the runner itself has said it. `broken`: its end counts as a crash."""
 
     slots: int = 1
@@ -107,7 +111,8 @@ class State:
     @property
     def free(self) -> int:
         """Attempts it would take now, were it not for memory."""
-        return 0 if self.phase is Phase.DRAINING else max(0, self.slots - self.held - self.running)
+        free = self.slots - self.held - self.running
+        return free if free > 0 and self.phase is not Phase.DRAINING else 0
 
 
 def step(state: State, event: Event, slots: int = 0) -> tuple[State, Actions]:
@@ -115,6 +120,9 @@ def step(state: State, event: Event, slots: int = 0) -> tuple[State, Actions]:
     match event:
         case Event.TAKE:
             return _take(state)
+        case Event.WARM:
+            starting = State(slots=state.slots, phase=Phase.STARTING)
+            return (starting, (Action.SPAWN,)) if state.phase in GONE else (state, ())
         case Event.LOADED:
             return _loaded(state, slots)
         case Event.ENDED:

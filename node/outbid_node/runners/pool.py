@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
+
 from outbid_contracts.capability import Capability, Machine, ModelFile
 from outbid_contracts.errors import Refused
 from outbid_contracts.runner import AttemptKey, Ready
@@ -26,8 +28,7 @@ __all__ = ["AttemptSink", "Limits", "Room", "RunnerPool", "RunnerView", "Wanted"
 _WARM = frozenset({Phase.READY, Phase.BUSY})
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
+class Room(msgspec.Struct, frozen=True):
     """What a (capability, model) could take now. `ready` is what its runner said of itself when it had loaded.
 
     `blocked` says why it can take nothing, other than that its slots are taken; `temporary`: waiting may help.
@@ -125,7 +126,7 @@ class RunnerPool:
         if supervisor is not None:
             state = supervisor.state
             if state.phase in OPEN:
-                blocked = self._turn_over(key)
+                blocked = self._turn_over(key) if self.sharing.demanded else ""
                 return Room(
                     supervisor.ready is not None, state.slots, 0 if blocked else state.free, blocked, supervisor.ready
                 )
@@ -154,7 +155,7 @@ class RunnerPool:
         supervisor = self._runners.get(key_of(capability, model))
         if self._stopping or supervisor is None or supervisor.state.phase not in OPEN:
             supervisor = self._cold(capability, model, settings)
-        elif blocked := self._turn_over(supervisor.key):
+        elif self.sharing.demanded and (blocked := self._turn_over(supervisor.key)):
             raise Refused(blocked)
         self._attempts[key] = supervisor
         if not supervisor.take(Attempt(key, capability, params, files, sink, heard)):
@@ -221,6 +222,49 @@ class RunnerPool:
         if (supervisor := self._runners.get(key)) is not None:
             supervisor.leave()
 
+    # -- what administrators order ---------------------------------------------------------------------------------
+
+    def pin(
+        self, capability: Capability, model: ModelFile | None, settings: Mapping[str, Any], load_s: float
+    ) -> Supervisor:
+        """It is not stopped any more, neither for others nor for being idle; `load_pinned` loads it. Raises Refused if
+        it can never fit.
+        """
+        key = key_of(capability, model)
+        known = self._runners.get(key)
+        if never := self.sharing.never_fits(key, known.memory if known else stated(model)):
+            raise Refused(never)
+        supervisor = self._supervisor(capability, model, settings)
+        supervisor.pin(True)
+        self.sharing.pin(supervisor.key, Wanted(supervisor.key, supervisor.memory, load_s))
+        return supervisor
+
+    def unpin(self, key: Key) -> None:
+        self.sharing.pin(key, None)
+        if (supervisor := self._runners.get(key)) is not None:
+            supervisor.pin(False)
+
+    def is_pinned(self, key: Key) -> bool:
+        return key in self.sharing.pinned
+
+    def load_pinned(self, may: bool = True) -> None:
+        """Load what is pinned and not in memory, as far as there is room for it now. To be called again and again."""
+        now = self._loop.time()
+        cold = [one for one in self._runners.values() if one.pinned and one.state.phase in GONE]
+        wanted = [one for one in cold if may and not self._stopping and not one.back_off.blocked(now)]
+        self.sharing.call(one.key for one in wanted)
+        for supervisor in wanted:
+            if not self.sharing.refusal(supervisor.key, supervisor.memory)[0]:
+                supervisor.warm_up()
+
+    def evict(self, key: Key) -> tuple[bool, bool]:
+        """Stop this runner once it has finished what it has. Whether it was in memory, and whether it is busy yet."""
+        supervisor = self._runners.get(key)
+        if supervisor is None or supervisor.state.phase in GONE:
+            return False, False
+        supervisor.retire()
+        return True, supervisor.state.taken > 0
+
     # -- memory ----------------------------------------------------------------------------------------------------
 
     @property
@@ -254,6 +298,9 @@ class RunnerPool:
         room = self.room(capability, model)
         if room.free <= 0:
             raise Refused(room.blocked or "its runner is just being stopped")
+        return self._supervisor(capability, model, settings)
+
+    def _supervisor(self, capability: Capability, model: ModelFile | None, settings: Mapping[str, Any]) -> Supervisor:
         key = key_of(capability, model)
         supervisor = self._runners.get(key)
         if supervisor is None:

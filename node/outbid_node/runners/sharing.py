@@ -49,6 +49,10 @@ class Sharing:
         self._others = Others()
         self._whole = Memory()
         self._demands: dict[Key, Demand] = {}
+        self._waited_for: tuple[Wanted, ...] = ()
+        self.pinned: dict[Key, Wanted] = {}
+        """What is to be in memory whether jobs wait for it or not; of these, `_called` are wanted there now."""
+        self._called: frozenset[Key] = frozenset()
         self._decided: tuple[dict[Key, Key], set[Key]] = ({}, set())
         self._timer: asyncio.TimerHandle | None = None
         self._moved_at = 0.0
@@ -78,6 +82,11 @@ class Sharing:
 
     # -- what may be loaded ----------------------------------------------------------------------------------------
 
+    @property
+    def demanded(self) -> bool:
+        """Whether jobs wait for anything; else no runner gives way to another."""
+        return bool(self._demands)
+
     def gives_way_to(self, key: Key) -> str:
         """The name of the runner that this one makes room for; empty if it may take more."""
         if not self._contended():
@@ -89,8 +98,8 @@ class Sharing:
     def refusal(self, key: Key, memory: Memory) -> tuple[str, bool]:
         """Why a runner that is not in memory cannot be started now (empty: it can), and whether that may pass."""
         need = memory.placed(self.budget)
-        if not need.fits(self.budget):
-            return f"needs {gib(need.ram_mib)}, the budget is {gib(self.budget.ram_mib)}", False
+        if never := self.never_fits(key, memory):
+            return never, False
         now = _now()
         turn = self._plan(now, Want(key=key, need=need, load_s=0.0, since=now)).get(key)
         if turn is not None and turn.open:
@@ -98,11 +107,25 @@ class Sharing:
         self._was_short = True
         return self._shortage(key, need, turn, now), True
 
+    def never_fits(self, key: Key, memory: Memory) -> str:
+        """Why a model cannot be loaded whatever else leaves; empty if it can."""
+        need = memory.placed(self.budget)
+        if not need.fits(self.budget):
+            return f"needs {gib(need.ram_mib)}, the budget is {gib(self.budget.ram_mib)}"
+        pinned = {other: self._known(one) for other, one in self.pinned.items() if other != key}
+        short = need + total(pinned.values()) - self.budget
+        return f"needs {short} memory than the budget leaves beside {_pinned(pinned)}" if short else ""
+
+    def _known(self, wanted: Wanted) -> Memory:
+        """What it takes: as measured, if it was ever loaded."""
+        known = self._runners.get(wanted.key)
+        return (known.memory if known else wanted.memory).placed(self.budget)
+
     def _shortage(self, key: Key, need: Memory, turn: Turn[Key] | None, now: float) -> str:
         available = self.available()
         if over := need - available:
             return f"needs {over} memory than other programs leave of the budget"
-        stay = [holder for holder in self._holders(now) if holder.idle_since is None or holder.wanted]
+        stay = [held for held in self._holders(now) if held.idle_since is None or held.wanted or held.pinned]
         short = total(holder.need for holder in stay) + need - available
         if not short:
             return "waits for memory behind a model that was wanted before it"
@@ -118,7 +141,8 @@ class Sharing:
         short = self.promised() - self.available()
         if not short:
             return
-        idle = [other for other in self._staying() if other.state.phase is Phase.READY and other is not supervisor]
+        ready = [other for other in self._staying() if other.state.phase is Phase.READY and not other.pinned]
+        idle = [other for other in ready if other is not supervisor]
         idle.sort(key=lambda other: (self._is_wanted(other.key), other.last_used))
         chosen = enough(idle, self.need, short)
         for victim in [other for other in idle if self.need(other).helps(short)] if chosen is None else chosen:
@@ -130,7 +154,9 @@ class Sharing:
 
     def want(self, wanted: Iterable[Wanted]) -> None:
         """All that jobs wait for now; what is not among them is not wanted any more."""
-        now, found = _now(), {one.key: one for one in wanted}
+        self._waited_for = tuple(wanted)
+        now, found = _now(), {one.key: one for one in self._waited_for}
+        found |= {key: one for key, one in self.pinned.items() if key in self._called}
         for key, demand in list(self._demands.items()):
             if demand.gone_at is not None and now - demand.gone_at > RETURN_S:
                 del self._demands[key]
@@ -142,6 +168,19 @@ class Sharing:
             demand = self._demands.setdefault(key, Demand(one, now))
             demand.wanted, demand.gone_at = one, None
         self.review()
+
+    def pin(self, key: Key, wanted: Wanted | None) -> None:
+        """None: not any more."""
+        self.pinned.pop(key, None)
+        if wanted is not None:
+            self.pinned[key] = wanted
+
+    def call(self, keys: Iterable[Key]) -> None:
+        """These pinned ones are to be loaded: they have a turn as if jobs waited for them."""
+        called = frozenset(keys)
+        if called != self._called:
+            self._called = called
+            self.want(self._waited_for)
 
     def taken(self, key: Key) -> None:
         """It got an attempt: what still waits for it waits anew."""
@@ -245,10 +284,15 @@ class Sharing:
                 idle_since=other.last_used if other.state.phase is Phase.READY else None,
                 wanted=self._is_wanted(other.key),
                 pause_s=other.pause_s,
+                pinned=other.pinned,
             )
             for other in self._staying()
             if self.need(other)
         ]
+
+
+def _pinned(keys: Iterable[Key]) -> str:
+    return ", ".join(f"{name_of(key)} (pinned)" for key in keys)
 
 
 def _now() -> float:

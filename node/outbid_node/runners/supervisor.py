@@ -50,6 +50,8 @@ class Supervisor:
         """From the end of its work to the next job for it, the last time."""
         self.load_s = 0.0
         """From the start of the process until it was ready, the last time; 0 before the first."""
+        self.pinned = False
+        """It stays in memory, however long it is idle and whoever wants the room."""
         self.back_off = BackOff()
         self.process: ChildProcess | None = None
         self._host = host
@@ -58,7 +60,7 @@ class Supervisor:
         self._held: deque[Attempt] = deque()
         self._running: dict[wire.AttemptKey, Attempt] = {}
         self._identity = b""
-        self._connected = False
+        self._connected = self._batches = False
         self._fault: wire.Crashed | None = None
         self._throttle: Throttle | None = None
         self._timers: dict[Event, asyncio.TimerHandle] = {}
@@ -102,6 +104,15 @@ class Supervisor:
                 self._step(Event.DROPPED)
                 tell(held.sink.stopped)
                 return
+
+    def warm_up(self) -> None:
+        """Load it, if it is not in memory."""
+        self._step(Event.WARM)
+
+    def pin(self, pinned: bool) -> None:
+        self.pinned = pinned
+        if not pinned and self.state.phase is Phase.READY:
+            self._leave_when_idle()
 
     def leave(self) -> None:
         """Stop it if it is idle."""
@@ -148,8 +159,11 @@ class Supervisor:
             self._throttle.active(phase in (Phase.STARTING, Phase.BUSY))
         if phase is Phase.READY:
             self.last_used = self._loop.time()
-            if Event.IDLE not in self._timers:
-                self._after(self._host.limits.keep_warm_s, Event.IDLE)
+            self._leave_when_idle()
+
+    def _leave_when_idle(self) -> None:
+        if Event.IDLE not in self._timers and not self.pinned:
+            self._after(self._host.limits.keep_warm_s, Event.IDLE)
 
     def _after(self, delay_s: float, event: Event) -> None:
         if delay_s < 1e8:  # an infinite one never comes
@@ -157,6 +171,8 @@ class Supervisor:
 
     def _timer(self, event: Event) -> None:
         del self._timers[event]
+        if event is Event.IDLE and self.pinned:
+            return
         if event is Event.IDLE:  # set once for many jobs; what is left of it begins at the last one's end
             left_s = self.last_used + self._host.limits.keep_warm_s - self._loop.time()
             if left_s > 0.001:
@@ -174,7 +190,10 @@ class Supervisor:
             files=tuple(attempt.files),
             heard=attempt.heard,
         )
-        self._host.channel.send(self._identity, run, tuple(attempt.files.values()))
+        if attempt.files or not self._batches:
+            self._host.channel.send(self._identity, run, tuple(attempt.files.values()))
+        else:
+            self._host.channel.send_soon(self._identity, run)
 
     def _fail_all(self) -> None:
         attempts = [*self._running.values(), *self._held]
@@ -294,9 +313,9 @@ class Supervisor:
         elif self._connected:
             self.on_garbage("it said hello twice")
         else:
-            self._connected = True
+            self._connected, self._batches = True, message.batches
             model = None if self.model is None else msgspec.structs.asdict(self.model)
-            self._host.channel.send(self._identity, wire.Load(model=model, options=self.options))
+            self._host.channel.send(self._identity, wire.Load(model=model, options=self.options, batches=True))
 
     def _on_loading(self, message: wire.LoadProgress, payloads: list[bytes]) -> None:
         for attempt in tuple(self._held):
@@ -374,6 +393,10 @@ class Supervisor:
             reason = wire.Crashed(message="the runner stopped it unasked", code="attempt_failed")
             tell(attempt.sink.failed, failure(attempt.key, reason))
 
+    def _on_ends(self, message: wire.EndBatch, payloads: list[bytes]) -> None:
+        for end in message.items:
+            self._HANDLERS[type(end)](self, end, [])
+
     def _on_crashed(self, message: wire.Crashed, payloads: list[bytes]) -> None:
         self.give_up(message.message, message.code, message.traceback)
 
@@ -392,6 +415,7 @@ class Supervisor:
         wire.RunDone: _on_done,
         wire.RunFailed: _on_failed,
         wire.RunCancelled: _on_cancelled,
+        wire.EndBatch: _on_ends,
         wire.Pong: lambda self, message, payloads: None,
         wire.Crashed: _on_crashed,
         wire.Log: _on_log,

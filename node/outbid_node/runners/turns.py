@@ -60,6 +60,8 @@ class Holder(Generic[K]):
     idle_since: float | None = None
     wanted: bool = False
     pause_s: float = math.inf
+    pinned: bool = False
+    """It gives way to none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +105,7 @@ def plan(
     budget: Memory, holders: Sequence[Holder[K]], wants: Iterable[Want[K]], now: float, rules: Rules
 ) -> dict[K, Turn[K]]:
     """The turns to come, by model, the one wanted longest first. A model that is left out has to wait for a change."""
-    staying = list(holders)
+    staying = [holder for holder in holders if not holder.pinned]
     promised = total(holder.need for holder in holders)
     held = promised
     turns: dict[K, Turn[K]] = {}
