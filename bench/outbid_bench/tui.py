@@ -1,0 +1,204 @@
+"""`tui`: what the dashboard costs at rest, and how soon a key is answered, with 100 nodes and 1,000 jobs on view."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from outbid_bench.crowd import Crowd
+from outbid_bench.nodes import Fleet, Node
+from outbid_bench.options import Options
+from outbid_bench.processes import clean_environment, end
+from outbid_bench.report import Aim, Section, Table
+from outbid_bench.stats import percentile, ratios, spread
+
+NODES, JOBS = 100, 1000
+BARE = "bare"
+SCREENS = ("mesh", "jobs", "auction", "models", "logs")
+LINES, COLUMNS = 40, 140
+SETTLE_S = 6.0
+WATCH_S = 20.0
+PRESSES = 200
+PAUSE_S = 0.05
+"""Between two presses: as fast as a keyboard repeats a key that is held down."""
+
+MOST_CPU_PERCENT = 10.0
+MOST_KEY_MS = 50.0
+DOWN, UP = b"\x1b[B", b"\x1b[A"
+
+
+@dataclass(slots=True)
+class Seen:
+    """Of one app, a number for each round (milliseconds of each key for `keys_ms`)."""
+
+    cpu_percent: list[float] = field(default_factory=list)
+    paints_per_s: list[float] = field(default_factory=list)
+    rss_mib: list[float] = field(default_factory=list)
+    keys_ms: list[float] = field(default_factory=list)
+    key_ms: list[float] = field(default_factory=list)
+    """Median of each round."""
+
+
+async def run(options: Options) -> Section:
+    seen = {name: Seen() for name in (BARE, *options.few(SCREENS, 2))}
+    async with Fleet(options.folder / "fleet", ()) as fleet:
+        node = await fleet.add("pi")
+        local = await node.until_up()
+        async with Crowd(local.url, node.creds, nodes=NODES, jobs=JOBS):
+            await asyncio.sleep(2)
+            for round in range(options.rounds):
+                for name, found in seen.items():
+                    options.say(f"tui: round {round + 1} of {options.rounds}, {name}")
+                    await _measure(options, node, name, found)
+    return _section(seen)
+
+
+async def _measure(options: Options, node: Node, name: str, found: Seen) -> None:
+    times = options.folder / f"{name}-{len(found.key_ms)}"
+    async with _shown(name, times, node) as (app, terminal):
+        await asyncio.sleep(SETTLE_S)
+        before, painted, began = _cpu_s(app), _paints(times), time.monotonic()
+        await asyncio.sleep(options.few_or_many(WATCH_S / 4, WATCH_S))
+        lasted = time.monotonic() - began
+        found.cpu_percent.append((_cpu_s(app) - before) / lasted * 100)
+        found.paints_per_s.append((_paints(times) - painted) / lasted)
+        found.rss_mib.append(app.memory_info().rss / 2**20)
+        pressed = await _pressed(terminal, options.few_or_many(PRESSES // 4, PRESSES))
+        keys = _answered(pressed, _lines(times))
+        found.keys_ms += keys
+        found.key_ms.append(percentile(keys, 0.5))
+
+
+@asynccontextmanager
+async def _shown(name: str, times: Path, node: Node) -> AsyncIterator[tuple[psutil.Process, int]]:
+    """An app in a terminal of its own; the descriptor takes keys. Raises RuntimeError if it ends by itself."""
+    app, terminal = _in_a_terminal([name, str(times), str(node.state)])
+    said = bytearray()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(terminal, _drain, terminal, said)
+    try:
+        yield psutil.Process(app.pid), terminal
+    finally:
+        ended = app.poll()
+        loop.remove_reader(terminal)
+        await asyncio.to_thread(end, app)
+        os.close(terminal)
+        if ended is not None:
+            raise RuntimeError(f"{name} ended with {ended}:\n{said.decode(errors='replace')}")
+
+
+def _in_a_terminal(arguments: list[str]) -> tuple[subprocess.Popen[bytes], int]:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
+    environment = clean_environment({"TERM": "xterm-256color", "COLORTERM": "truecolor"})
+    command = [sys.executable, "-m", "outbid_bench.tui_timed", *arguments]
+    app = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    return app, ours
+
+
+def _drain(terminal: int, said: bytearray) -> None:
+    with suppress(OSError):
+        said += os.read(terminal, 1 << 20)
+        del said[:-4000]
+
+
+async def _pressed(terminal: int, presses: int) -> list[float]:
+    """When each key was pressed. The cursor goes down and up again, so that every key changes something."""
+    pressed: list[float] = []
+    for number in range(presses):
+        pressed.append(time.monotonic())
+        os.write(terminal, DOWN if number % 20 < 10 else UP)
+        await asyncio.sleep(PAUSE_S)
+    await asyncio.sleep(0.5)
+    return pressed
+
+
+def _answered(pressed: list[float], lines: list[str]) -> list[float]:
+    """Milliseconds from each press to the end of the paint that follows it: keys are taken in the order of the
+    presses, and a key's paint is the first one that ends after it was taken in.
+    """
+    events = [(what, float(when)) for what, _, when in (line.partition(" ") for line in lines)]
+    taken = [place for place, (what, when) in enumerate(events) if what == "key" and when >= pressed[0]]
+    found = []
+    for press, place in zip(pressed, taken, strict=False):
+        painted = next((when for what, when in events[place:] if what == "paint"), None)
+        if painted is not None:
+            found.append((painted - press) * 1e3)
+    if len(found) < len(pressed) * 0.9:
+        raise RuntimeError(f"only {len(found)} of {len(pressed)} keys were answered by a paint")
+    return found
+
+
+def _lines(times: Path) -> list[str]:
+    return times.read_text().splitlines() if times.exists() else []
+
+
+def _paints(times: Path) -> int:
+    return sum(line.startswith("paint") for line in _lines(times))
+
+
+def _cpu_s(app: psutil.Process) -> float:
+    used = app.cpu_times()
+    return float(used.user + used.system)
+
+
+def _section(seen: dict[str, Seen]) -> Section:
+    bare = seen[BARE]
+    rows = [
+        [
+            "a bare Textual table" if name == BARE else f"screen {name}",
+            spread(one.cpu_percent).text(" %", 1),
+            spread(one.paints_per_s).text("", 1),
+            f"{percentile(one.keys_ms, 0.5):.1f} ms",
+            f"{percentile(one.keys_ms, 0.99):.1f} ms",
+            ratios(one.key_ms, bare.key_ms).text("x"),
+            f"{spread(one.rss_mib).median:.0f} MiB",
+        ]
+        for name, one in seen.items()
+    ]
+    columns = ("on view", "CPU at rest", "paints/s", "key to paint p50", "p99", "p50 beside bare", "memory")
+    screens = {name: one for name, one in seen.items() if name != BARE}
+    cpu = max(spread(one.cpu_percent).median for one in screens.values())
+    key = max(percentile(one.keys_ms, 0.99) for one in screens.values())
+    return Section(
+        name="tui",
+        title="The dashboard",
+        about=f"`outbid tui` in a terminal of {COLUMNS}x{LINES}, at a node that sees {NODES} others (played on its bus,"
+        f" each with a heartbeat a second) and {JOBS:,} jobs, with 50 events of jobs a second.",
+        tables=[
+            Table(
+                "At rest, and while a key is held down",
+                columns,
+                rows,
+                [
+                    "CPU: part of one core, nobody presses a key.",
+                    "Key to paint: from the write into the terminal to the end of the app's write after it took the"
+                    " key in. At rest the app paints up to 8 times a second, so up to a tenth of the keys may be"
+                    " matched with a paint that was under way.",
+                ],
+            )
+        ],
+        aims=[
+            Aim(
+                "CPU at rest, 100 nodes",
+                f"below {MOST_CPU_PERCENT:.0f} % of a core",
+                f"{cpu:.1f} %",
+                cpu < MOST_CPU_PERCENT,
+            ),
+            Aim("key to paint, p99", f"below {MOST_KEY_MS:.0f} ms", f"{key:.1f} ms", key < MOST_KEY_MS),
+        ],
+    )

@@ -1,0 +1,1 @@
+"""The same dashboard in a browser, through textual-serve."""

@@ -1,0 +1,1 @@
+"""What the history screen is made of."""

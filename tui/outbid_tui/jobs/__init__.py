@@ -1,0 +1,1 @@
+"""What the jobs screen is made of: its rows, their order, and the views of one job."""

@@ -1,0 +1,1 @@
+"""What the models screen is made of: its rows, and pulling."""

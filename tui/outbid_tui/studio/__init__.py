@@ -1,0 +1,1 @@
+"""What the studio screen is made of."""
