@@ -26,10 +26,10 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 EXTRAS = {
-    "demo": "llm-prebuilt,image-lite",
-    "dev": "llm-prebuilt,image-lite,dev",
-    "test": "llm-prebuilt,image-lite,image,dev",
-    "bench": "llm-prebuilt,image-lite,image,dev,bench",
+    "demo": "llm-prebuilt,image-lite,tui",
+    "dev": "llm-prebuilt,image-lite,tui,dev",
+    "test": "llm-prebuilt,image-lite,image,tui,dev",
+    "bench": "llm-prebuilt,image-lite,image,tui,dev,bench",
 }
 PROFILES = tuple(EXTRAS)
 MADE_FROM = ("pyproject.toml", "constraints.txt", "tools/model.txt", "tools/engine.py", "tools/bootstrap.py")

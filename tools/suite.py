@@ -2,9 +2,9 @@
 
     python tools/suite.py ARGUMENTS OF PYTEST…
 
-Many tests kill, freeze and restart real processes. Two workers share a machine's cores, so a wait that is long enough
-on any quiet machine can be too short once in some thousand tests. Such a test is a fault, of the test or of what it
-tests, and is named in the last lines; but it does not say that the tree is broken. More than AT_MOST of them do.
+Many tests kill, freeze and restart real processes. Several workers share a machine's cores, so a wait that is long
+enough on any quiet machine can be too short once in some thousand tests. Such a test is a fault, of the test or of what
+it tests, and is named in the last lines; but it does not say that the tree is broken. More than AT_MOST of them do.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from outbid_contracts.ids import JobId, NodeId
+from outbid_contracts.live import LogLevel, LogLine
 from outbid_contracts.messages import Message
 
 
@@ -169,3 +170,98 @@ class ExportReply(Message, frozen=True, kw_only=True):
     node: NodeId
     folder: str
     rows: dict[str, int]
+
+
+class PinRequest(Message, frozen=True, kw_only=True):
+    """`pin`: keep this model in memory, loaded now if it is not, until `undo`; a restart of the daemon does not end it.
+    It is never evicted for another, and counts against the node's memory budget.
+    """
+
+    model: str
+    capability: str | None = None
+    undo: bool = False
+
+
+class PinReply(Message, frozen=True, kw_only=True):
+    """`loading`: it is not in memory yet."""
+
+    node: NodeId
+    model: str
+    capability: str
+    pinned: bool
+    loading: bool = False
+
+
+class EvictRequest(Message, frozen=True, kw_only=True):
+    """`evict`: take this model out of memory once nothing runs on it; it is loaded again when a job wants it."""
+
+    model: str
+    capability: str | None = None
+
+
+class EvictReply(Message, frozen=True, kw_only=True):
+    """`busy`: jobs run on it; it goes when the last of them is done. `was_warm` false: there was nothing to do."""
+
+    node: NodeId
+    model: str
+    capability: str
+    was_warm: bool
+    busy: bool = False
+
+
+class QuietRequest(Message, frozen=True, kw_only=True):
+    """`quiet`: the node's quiet hours from now on, over restarts, instead of those of its configuration; `undo` goes
+    back to these. `hours` as in `[courtesy] quiet_hours`; empty: none. Without hours and undo it only tells.
+    """
+
+    hours: tuple[str, ...] | None = None
+    undo: bool = False
+
+
+class QuietReply(Message, frozen=True, kw_only=True):
+    """`configured`: what the configuration says, where that is not in force."""
+
+    node: NodeId
+    hours: tuple[str, ...]
+    configured: tuple[str, ...] | None = None
+
+
+class WakeRequest(Message, frozen=True, kw_only=True):
+    """`wake`: send the magic packet for a machine that is away, by id or name, from this node's networks."""
+
+    node: str
+
+
+class WakeReply(Message, frozen=True, kw_only=True):
+    """From which node, to which hardware addresses, through which broadcast addresses it was sent. Nobody can tell
+    whether it was heard; a machine that wakes shows up by itself.
+    """
+
+    node: NodeId
+    name: str
+    sent_by: NodeId
+    macs: tuple[str, ...]
+    through: tuple[str, ...]
+
+
+class Sleeper(Message, frozen=True, kw_only=True):
+    """A machine that was in the mesh and is away. `wakeable`: its hardware address is known."""
+
+    node: NodeId
+    name: str
+    last_seen_ms: int
+    wakeable: bool = False
+
+
+class LogsRequest(Message, frozen=True, kw_only=True):
+    """`logs`: the last lines of the node's log, from `level` up."""
+
+    level: LogLevel = "info"
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 200
+
+
+class LogsReply(Message, frozen=True, kw_only=True):
+    """The oldest first."""
+
+    node: NodeId
+    lines: tuple[LogLine, ...] = ()

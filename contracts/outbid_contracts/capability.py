@@ -96,7 +96,8 @@ class Capability:
     chunk     Struct of one streamed piece, or None if the work does not stream
     runner    `module:Class`, imported in the child process only; capabilities that name the same runner and model
               share a process
-    python    interpreter for the runner, None for this one (a capability may live in its own virtual environment)
+    python    interpreter for the runner, None for this one (a capability may live in its own virtual environment);
+              settings of that name win
     text_field   the parameter a bare-text request fills
     work      params -> units of work, cheap (no tokenizer)
     at_most   units of work whose asked amount is only an upper bound (the tokens of an answer)

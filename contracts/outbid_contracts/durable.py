@@ -137,6 +137,15 @@ class RetryRequest(Message, frozen=True, kw_only=True):
     job: JobId
 
 
+class PriorityRequest(Message, frozen=True, kw_only=True):
+    """`mesh.jobs.priority` and `mesh.node.<id>.priority`: give a durable job that waits another priority, and with it
+    another place in the queue. The reply, a JobRecord, comes when that is on its owner's disk.
+    """
+
+    job: JobId
+    priority: Priority
+
+
 class DurableJob(Message, frozen=True, kw_only=True):
     """The record on disk. `number` is the newest attempt's, where that was written in time: a restarted owner goes on
     far above it. `unblocked`: the jobs of `after` are done. `heirs` counts how often another node took the job over.

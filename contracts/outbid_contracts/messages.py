@@ -282,6 +282,8 @@ class Offer(Message, frozen=True, kw_only=True):
     most_why: str = ""
     rests_on: str = ""
     """What the numbers rest on, for people: a prior, a calibration, so many jobs."""
+    pinned: bool = False
+    """An administrator wants the model kept in memory."""
 
 
 class Gpu(Message, frozen=True, kw_only=True):
@@ -371,6 +373,10 @@ class Presence(Message, frozen=True, kw_only=True):
     resources: Resources = Resources()
     running: int = 0
     waiting: int = 0
+    macs: tuple[str, ...] = ()
+    """Hardware addresses of its network interfaces, as aa:bb:cc:dd:ee:ff: where a magic packet wakes it."""
+    guest: bool = False
+    """It is here for a while only, and not to be remembered."""
     wants: tuple[tuple[str, str | None], ...] = ()
     """What its waiting jobs wait for: capability and model. Nodes let models that do not fit together take turns."""
 

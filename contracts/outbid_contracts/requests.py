@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from outbid_contracts.admin import Sleeper
 from outbid_contracts.capability import Capability
 from outbid_contracts.codec import VERSION, Format, decode
 from outbid_contracts.errors import InvalidRequest, PayloadTooLarge
@@ -175,6 +176,8 @@ class NodeView(Message, frozen=True, kw_only=True):
 
 class NodeList(Message, frozen=True, kw_only=True):
     nodes: tuple[NodeView, ...] = ()
+    away: tuple[Sleeper, ...] = ()
+    """Machines that were in the mesh and are not there now, the last seen first."""
 
 
 class JobsRequest(Message, frozen=True, kw_only=True):
@@ -213,6 +216,7 @@ class ModelView(Message, frozen=True, kw_only=True):
     source: str = ""
     """Where it was pulled from, and under which licence it is."""
     licence: str = ""
+    pinned: bool = False
 
 
 class PulledView(Message, frozen=True, kw_only=True):

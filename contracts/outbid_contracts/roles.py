@@ -25,8 +25,9 @@ INBOX = "_INBOX"
 OWN_INBOX = "_INBOX_{{subject()}}.>"
 """The server puts the user's public key in the place of `{{subject()}}`."""
 
-_READ = ("mesh.nodes.list", "mesh.models.list", "mesh.jobs.list", "mesh.jobs.get", "$SRV.>")
-_WATCH = (OWN_INBOX, "mesh.presence.*", "mesh.job.*.event")
+_READ = ("mesh.nodes.list", "mesh.models.list", "mesh.jobs.list", "mesh.jobs.get", "mesh.watch", "$SRV.>")
+_WATCH = (OWN_INBOX, "mesh.presence.*", "mesh.job.*.event", "mesh.auction.*")
+_WATCH_LOGS = ("mesh.log.*",)
 _WORK = ("mesh.*.*", "mesh.*.*.*")
 _FOR_FACES = {"nodes", "models", "jobs", "artifacts", "history", "admin"}
 _BETWEEN_NODES = tuple(f"mesh.{word}.>" for word in sorted(RESERVED - _FOR_FACES))
@@ -88,15 +89,17 @@ ROLES: dict[str, Role] = {
     "submitter": Role(
         name="submitter",
         summary="sees, and puts work to the mesh: jobs of every capability, cancelling them",
-        publish=Rules(allow=("$SRV.>", *_WORK), deny=(_ADMIN, *_BETWEEN_NODES)),
+        publish=Rules(allow=("$SRV.>", "mesh.watch", *_WORK), deny=(_ADMIN, *_BETWEEN_NODES)),
         subscribe=Rules(allow=_WATCH),
     ),
     "admin": Role(
         name="admin",
         summary="a submitter who may also give nodes orders, and read what they store; programs on a node's own machine"
         " have this role",
-        publish=Rules(allow=("$SRV.>", *_WORK, _ADMIN, *_READ_STREAMS, _FLOW_CONTROL), deny=_BETWEEN_NODES),
-        subscribe=Rules(allow=_WATCH),
+        publish=Rules(
+            allow=("$SRV.>", "mesh.watch", *_WORK, _ADMIN, *_READ_STREAMS, _FLOW_CONTROL), deny=_BETWEEN_NODES
+        ),
+        subscribe=Rules(allow=(*_WATCH, *_WATCH_LOGS)),
     ),
     "node": Role(
         name="node",

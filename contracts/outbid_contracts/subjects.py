@@ -28,7 +28,10 @@
 | `mesh.hello` | new node -> all | its id or nothing; each other node sends its Presence |
 | `mesh.suspect` | node -> all | id of a node that does not answer, as text; each asks it before it believes that |
 | `mesh.capacity.<id>` | node -> all | Capacity: a full node has a free slot again |
-| `mesh.job.<id>.event` | owner -> whoever watches | JobEvent without chunks or result, JSON |
+| `mesh.watch` | face -> all nodes | Watch, JSON or MessagePack, see `live.py`; no reply |
+| `mesh.auction.<owner>` | owner -> faces that watch | AuctionHeld, MessagePack |
+| `mesh.log.<id>` | node -> administrators that watch | LogLine, MessagePack |
+| `mesh.job.<id>.event` | owner and winner -> whoever watches | JobEvent without chunks or result, JSON |
 | `mesh.events.<owner>.<job>` | owner and winner -> stream `EVENTS_<owner>` | JobEvent of a durable job, JSON |
 """
 
@@ -43,6 +46,8 @@ RESERVED = frozenset(
     {
         "admin",
         "artifacts",
+        "auction",
+        "log",
         "node",
         "nodes",
         "presence",
@@ -55,6 +60,7 @@ RESERVED = frozenset(
         "models",
         "event",
         "events",
+        "watch",
     }
 )
 """First words a capability's name may not have, because the subject `mesh.<word>` is taken."""
@@ -110,6 +116,26 @@ def capacity(id: NodeId) -> str:
 
 
 CAPACITY_ALL = "mesh.capacity.*"
+
+
+WATCH = "mesh.watch"
+
+
+# mesh.auction.7k2f9qzt
+def auction(owner: NodeId) -> str:
+    return f"mesh.auction.{owner}"
+
+
+AUCTION_ALL = "mesh.auction.*"
+
+
+# mesh.log.7k2f9qzt
+def log(id: NodeId) -> str:
+    return f"mesh.log.{id}"
+
+
+LOG_ALL = "mesh.log.*"
+JOB_EVENT_ALL = "mesh.job.*.event"
 
 
 # mesh.job.01k3m2v7x0.event

@@ -47,6 +47,8 @@ class Node(Wiring):
 
     async def _start(self) -> None:
         began = time.monotonic()
+        self.log_tap.install()
+        self._undo.callback(self.log_tap.remove)
         self.home.open()
         self._undo.callback(self.home.close)
         self.history = NodeHistory(self.config.history, self.home.path)
@@ -76,8 +78,10 @@ class Node(Wiring):
         self._undo.push_async_callback(self.files.stop)
         await self.endpoints.start()
         await self.service.start()
+        await self.looking.start()
+        await self.waking.start()
         await self.presence.start()
-        ours = (self.presence.run, self.leases.run, self.watch.run, self.meter.run, self.courtesy.run)
+        ours = (self.presence.run, self.leases.run, self.watch.run, self.meter.run, self.courtesy.run, self.waking.run)
         for part in (*ours, *self.durable.parts, *self.artifacts.parts, *self.history.parts, self.estimating.run):
             self._supervise(part)
         await self.bus.flush()

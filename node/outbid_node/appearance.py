@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from outbid_contracts.messages import Presence
 from outbid_contracts.places import LocalNode
+from outbid_node.declarations import broken_among
 from outbid_node.identity.nats_context import write_context
 from outbid_node.joining.sealed import public_of
 from outbid_node.resources import announcement
@@ -30,6 +31,12 @@ class Appearance:
         self._on_air: dict[str, str] = {}
         self._background: set[asyncio.Task[None]] = set()
 
+    def _missing(self) -> dict[str, str]:
+        """What is installed and cannot run here, with why: capabilities, and packages whose declaration is broken."""
+        entries = self._node.catalogue.entries
+        missing = {name: entry.missing for name, entry in entries.items() if entry.missing}
+        return missing | dict(broken_among(self._node.declarations))
+
     def presence(self) -> Presence:
         node = self._node
         self._seq += 1
@@ -46,7 +53,7 @@ class Appearance:
             files=node.files.addresses,
             pulled=node.files.held(),
             offers=node.worker.offers(),
-            missing={name: entry.missing for name, entry in node.catalogue.entries.items() if entry.missing},
+            missing=self._missing(),
             box=public_of(node.private_key).hex(),
             revoked=node.admin.revoked_digest(),
             trouble=self._trouble(),
@@ -55,6 +62,8 @@ class Appearance:
             resources=node.resources.read(),
             running=len(node.worker.attempts),
             waiting=len(node.waiting),
+            macs=node.waking.macs,
+            guest=node.is_guest,
             wants=node.waiting.wants(),
         )
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -97,9 +99,10 @@ class Catalogue:
         return learner.speed()
 
     def learner(self, capability: Capability, model: ModelFile | None) -> Learner:
-        return self.speeds.learner(
+        name = model.name if model else None
+        return self.speeds.measured((capability.name, name)) or self.speeds.learner(
             capability,
-            model.name if model else None,
+            name,
             lambda: capability.prior(model, self.machine),
             on_card=model is not None and model.gpu_memory_mib > 0,
         )
@@ -111,9 +114,13 @@ class Catalogue:
         section = self._sections.get(capability.section)
         settings = msgspec.to_builtins(section) if section is not None else {}
         settings["pulled"] = tuple(pulled)
-        capability = dataclasses.replace(capability, slots=settings.get("slots", capability.slots))
+        capability = dataclasses.replace(
+            capability,
+            slots=settings.get("slots", capability.slots),
+            python=_interpreter(settings.get("python") or capability.python),
+        )
         try:
-            missing = capability.missing(settings) or ""
+            missing = capability.missing(settings) or _no_interpreter(capability) or ""
             models = () if missing else tuple(capability.models(settings))
         except Exception as error:  # third-party code: a broken declaration costs that capability, not the node
             log.exception("capability %s is broken", capability.name, extra={"action": "capability_broken"})
@@ -124,3 +131,14 @@ class Catalogue:
             missing = "no model found; name a file with the section's `models` setting"
         default = next((model for model in models if model.default), models[0] if models else None)
         return Entry(capability, settings, models, missing, default)
+
+
+def _interpreter(named: str | None) -> str | None:
+    return str(Path(named).expanduser()) if named else None
+
+
+def _no_interpreter(capability: Capability) -> str | None:
+    if capability.python is None or shutil.which(capability.python):
+        return None
+    setting = f"{capability.section}.python"
+    return f"its interpreter {capability.python} is not there; name the one of its environment ({setting})"

@@ -298,7 +298,9 @@ class CourtesySection(_Section, frozen=True, kw_only=True):
     held back by heat and charge only.
     """
 
-    enabled: Annotated[bool, Meta(description="false: none of this holds, but for `outbid pause`")] = True
+    enabled: Annotated[
+        bool, Meta(description="false: none of this holds, but for `outbid pause` and `outbid quiet`")
+    ] = True
     when_in_use: Annotated[
         Literal["withdraw", "lower", "ignore"],
         Meta(description="what to do while somebody types or moves the mouse here; lower: promise longer times"),

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from datetime import datetime
+from typing import Any
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -18,10 +19,15 @@ class _Json(logging.Formatter):
             "action": getattr(record, "action", record.name),
             "message": record.getMessage(),
         }
-        line |= {key: value for key, value in vars(record).items() if key not in _STANDARD and key != "action"}
+        line |= fields_of(record)
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    """What was said beside the message and its action."""
+    return {key: value for key, value in vars(record).items() if key not in _STANDARD and key != "action"}
 
 
 class _Text(logging.Formatter):

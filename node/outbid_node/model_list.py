@@ -37,6 +37,7 @@ def _view(node: Presence, offer: Offer, held: HeldModel | None) -> ModelView:
         size_mib=held.size_mib if held else offer.size_mib,
         source=held.source if held else "",
         licence=held.licence if held else "",
+        pinned=offer.pinned,
     )
 
 

@@ -121,8 +121,7 @@ class WhatIfDesk:
             dry=True,
         )
         if standing.node == self.me:
-            mine = self.auctioneer.worker.propose(cfp)
-            return msgspec.structs.replace(mine, zone="here") if isinstance(mine, Bid) else mine
+            return self.auctioneer.worker.propose(cfp, zone="here")
         started = time.perf_counter()
         node = standing.node
         try:

@@ -41,9 +41,12 @@ from outbid_node.identity.keyring import Keyring
 from outbid_node.identity.node import Identity
 from outbid_node.joining import membership
 from outbid_node.joining.membership import Membership
+from outbid_node.looking.assembly import Looking
+from outbid_node.looking.log_tap import LogTap
 from outbid_node.loopwatch import LoopWatch
 from outbid_node.micro import Service
 from outbid_node.owner import Owner
+from outbid_node.pinning import Pinning
 from outbid_node.policies import Policies
 from outbid_node.power.assembly import make_meter
 from outbid_node.quotas import quotas_of
@@ -54,6 +57,7 @@ from outbid_node.runners.pool import RunnerPool
 from outbid_node.services import FaceEndpoints, NodeEndpoints
 from outbid_node.trace import Trace
 from outbid_node.waiting import WaitingRoom
+from outbid_node.waking.assembly import Waking
 from outbid_node.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -90,10 +94,15 @@ class Wiring:
         self.failure = ""
         self.restarting = False
         self.watch = LoopWatch()
+        self.log_tap = LogTap()
         self.resources = ResourceProbe(state)
         self._tasks: list[asyncio.Task[None]] = []
         self._undo = contextlib.AsyncExitStack()
         self.appearance = Appearance(self)
+
+    @property
+    def is_guest(self) -> bool:
+        return self.member is not None and self.member.guest
 
     def _memory(self) -> tuple[Memory, Memory, Memory]:
         """What models may take, what there is, and what of it is free."""
@@ -134,7 +143,7 @@ class Wiring:
             registry=self.registry,
             worker=self.worker,
             section=config.artifacts,
-            guest=self.member is not None and self.member.guest,
+            guest=self.is_guest,
             state=self.home.path,
             trouble=lambda: self.backbone.jetstream_error,
         )
@@ -147,7 +156,9 @@ class Wiring:
         self.registry.on_change.append(self._heed_wants)
         self.waiting.on_wait = self._job_waits
         self._wire_courtesy()
-        self.presence.on_beat += [self.worker.stop_orphans, self.owner.forget_results, self._beat]
+        self.waking = Waking(me=me, mesh=self.mesh, state=self.home.path, registry=self.registry, guest=self.is_guest)
+        self.looking = Looking(me=me, name=self.name, bus=bus, owner=self.owner, worker=self.worker, tap=self.log_tap)
+        self.presence.on_beat += [self.worker.stop_orphans, self.owner.forget_results, self.looking.sweep, self._beat]
         self.leases = LeaseKeeper(me=me, bus=bus, registry=self.registry, owner=self.owner)
         self.pool.on_change = self._pool_changed
         self.history.attach(owner=self.owner, worker=self.worker, registry=self.registry, resources=self.resources)
@@ -186,6 +197,7 @@ class Wiring:
             catalogue=self.catalogue,
             policies=policies,
         )
+        faces.away = self.waking.away
         faces.register(self.service)
         self.durable.desk.register(self.service)
         desk.register(self.service)
@@ -193,7 +205,10 @@ class Wiring:
         self.files.register(self.service)
         self.admin.register(self.service)
         self.courtesy.register(self.service)
+        self.pinning.register(self.service)
         self.estimating.register(self.service)
+        self.looking.register(self.service)
+        self.waking.register(self.service)
         self._doctor().register(self.service)
 
     def _wire_durable(self) -> None:
@@ -225,6 +240,14 @@ class Wiring:
             touch=self.presence.touch,
             history=self.history.log,
         )
+        self.pinning = Pinning(
+            me=self.id,
+            state=self.home.path,
+            pool=self.pool,
+            catalogue=self.catalogue,
+            may_load=lambda: not self.courtesy.frees_memory,
+            touch=self.presence.touch,
+        )
         self.waiting.own_room = lambda key: self.worker.own_room(*key)
 
     def _wire_files(self) -> ModelFiles:
@@ -238,7 +261,7 @@ class Wiring:
             section=self.config.models,
             key=self.identity.key.derive(PURPOSE),
             host=any_address() if self.member and self.member.open else LOOPBACK,
-            serve=self.member is None or not self.member.guest,
+            serve=not self.is_guest,
             pool=self.pool,
             on_change=self._models_changed,
         )
@@ -246,7 +269,7 @@ class Wiring:
 
     def _is_always_on(self) -> bool:
         """A guest is not: the jobs of the hosts must not live on it."""
-        if self.member is not None and self.member.guest:
+        if self.is_guest:
             return False
         chosen = self.config.node.always_on
         return looks_always_on() if chosen == "auto" else chosen
@@ -326,6 +349,7 @@ class Wiring:
 
     def _beat(self) -> None:
         self.pool.heed(*self._memory())
+        self.pinning.keep()
         self.admin.inviter.sweep()
         self.appearance.update_on_air()
         expires_s = self.member.expires_s if self.member else None

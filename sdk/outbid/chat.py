@@ -41,8 +41,9 @@ class ChatStream(JobStream[ChatChunk]):
         events: AsyncIterator[JobEvent],
         cancel: Callable[[JobId], Awaitable[Any]],
         on_event: Callable[[JobEvent], None] | None = None,
+        timeout_s: float | None = None,
     ) -> None:
-        super().__init__(job, events, cancel, on_event)
+        super().__init__(job, events, cancel, on_event, timeout_s)
         self.text = ""
         self.restarts = 0
         self.handovers = 0

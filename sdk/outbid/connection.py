@@ -1,21 +1,21 @@
-"""A face's connection to a node: requests, and streams that end with an empty message."""
+"""A face's connection to a node: requests, and streams that end with an empty message.
+
+nats-py is loaded when the first one is opened: it is most of what importing this package would take.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import itertools
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
-import nats
-from nats.aio.client import Client
-from nats.aio.msg import Msg
-from nats.errors import ConnectionClosedError, MaxPayloadError, NoServersError, OutboundBufferLimitError
 
 from outbid_contracts.codec import Format, decode, encode
 from outbid_contracts.errors import (
@@ -30,6 +30,11 @@ from outbid_contracts.errors import (
 from outbid_contracts.places import NODE_FILE, LocalNode, state_dir
 from outbid_contracts.roles import inbox_prefix
 
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+    from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
+
 SURE = 2
 """Refusals to believe. A server that takes up a new configuration refuses everyone for some milliseconds."""
 
@@ -37,6 +42,9 @@ CLOSE_TIMEOUT_S = 2.0
 
 LAST_WORD_S = 0.1
 """How long after a connection broke the reason may become known."""
+
+PING_S = 10
+"""A server that leaves two of them unanswered is away: nothing else tells of a cable pulled, or of a night asleep."""
 
 _HEADERS = {"Content-Type": Format.MSGPACK.value}
 _EVERY_NODE = ("mesh.jobs.", "mesh.nodes.", "mesh.models.", "mesh.artifacts.", "mesh.history.", "mesh.admin.")
@@ -72,6 +80,15 @@ class _Exchange:
         self.arrived: asyncio.Queue[Msg | OutbidError] = asyncio.Queue()
 
 
+class _Listener:
+    """Whoever listens to subjects, and what of these the server does not allow."""
+
+    def __init__(self, subjects: Sequence[str], on_link: Callable[[str], None]) -> None:
+        self.subjects = subjects
+        self.on_link = on_link
+        self.refused: list[str] = []
+
+
 class Connection:
     """NATS for faces. Errors of the mesh come out as OutbidError."""
 
@@ -79,10 +96,11 @@ class Connection:
         """`creds`: a credentials file; without one the node lets nobody in."""
         self.url = url
         self._creds = creds or None
-        self._nc: Client = Client()
+        self._client: Client | None = None
         self._inbox = ""
         self._numbers = itertools.count()
         self._open: dict[str, _Exchange] = {}
+        self._listeners: set[_Listener] = set()
         self._refusals = 0
         self._refused = asyncio.Event()
 
@@ -90,11 +108,12 @@ class Connection:
         """Raises NodeUnreachable if nothing listens there, AccessRefused if it does not let us in (nats-py itself
         would try on in silence).
         """
+        nats = await asyncio.to_thread(importlib.import_module, "nats")
         options = self._credentials()
         try:
             await self._knock()
             await self._connect(options)
-        except (NoServersError, OSError, TimeoutError) as error:
+        except (nats.errors.NoServersError, OSError, TimeoutError) as error:
             raise NodeUnreachable(f"nothing answers at {self.url}; start the node with `outbid up`") from error
         except nats.errors.Error as error:  # it let us in and hung up at once, as while its node starts
             raise NodeUnreachable(f"{self.url} hung up: {error}") from error
@@ -109,6 +128,8 @@ class Connection:
         return {"user_credentials": str(self._creds), "inbox_prefix": prefix}
 
     async def _connect(self, options: dict[str, Any]) -> None:
+        import nats
+
         connecting = asyncio.ensure_future(
             nats.connect(
                 self.url,
@@ -116,8 +137,10 @@ class Connection:
                 max_reconnect_attempts=40,
                 reconnect_time_wait=0.25,
                 connect_timeout=2,
+                ping_interval=PING_S,
                 error_cb=self._on_error,
                 disconnected_cb=self._on_disconnected,
+                reconnected_cb=self._on_reconnected,
                 closed_cb=self._on_closed,
                 pending_size=64 * 1024 * 1024,
                 **options,
@@ -131,7 +154,7 @@ class Connection:
             connecting.cancel()
             await asyncio.wait([connecting])
             raise AccessRefused(f"{self.url} does not let {self._creds or 'callers without credentials'} in")
-        self._nc = connecting.result()
+        self._client = connecting.result()
         self._inbox = self._nc.new_inbox()
         await self._nc.subscribe(f"{self._inbox}.*", cb=self._on_reply)
 
@@ -144,10 +167,16 @@ class Connection:
     @property
     def closed(self) -> bool:
         """Given up for good, after ten seconds without the server or at its word."""
-        return self._nc.is_closed
+        return self._client is not None and self._client.is_closed
+
+    @property
+    def _nc(self) -> Client:
+        if self._client is None:
+            raise NodeUnreachable(f"the connection to {self.url} is not open")
+        return self._client
 
     async def close(self) -> None:
-        if not self._nc.is_closed:
+        if self._client is not None and not self._client.is_closed:
             with suppress(TimeoutError, OSError):
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await self._nc.close()
@@ -161,24 +190,35 @@ class Connection:
                 self._refused.set()
         for exchange in [one for one in self._open.values() if f'publish to "{one.subject.lower()}"' in text]:
             exchange.arrived.put_nowait(AccessRefused(f"these credentials do not allow {exchange.subject}"))
+        for listener in self._listeners:
+            listener.refused += [one for one in listener.subjects if f'subscription to "{one.lower()}"' in text]
 
     async def _on_disconnected(self) -> None:
         """What was on its way may be lost, so nobody shall wait for it. A moment later: the server may have said why,
         and then `_on_closed` tells it.
         """
+        self._tell_listeners(f"the connection to {self.url} was interrupted")
         asyncio.get_running_loop().call_later(LAST_WORD_S, self._interrupt, list(self._open.values()))
+
+    async def _on_reconnected(self) -> None:
+        self._tell_listeners("")
+
+    def _tell_listeners(self, trouble: str) -> None:
+        for listener in list(self._listeners):
+            listener.on_link(trouble)
 
     def _interrupt(self, exchanges: Sequence[_Exchange]) -> None:
         for exchange in exchanges:
             exchange.arrived.put_nowait(NodeUnreachable(f"the connection to {self.url} was interrupted"))
 
     async def _on_closed(self) -> None:
-        why = str(self._nc.last_error or "").lower()
+        why = str(self._client.last_error if self._client else "").lower()
         lost: OutbidError = NodeUnreachable(f"the connection to {self.url} is lost")
         if "authentication" in why or "authorization" in why:
             lost = AccessRefused(f"these credentials are no longer valid ({why.removeprefix('nats: ')})")
         for exchange in self._open.values():
             exchange.arrived.put_nowait(lost)
+        self._tell_listeners(lost.message)
 
     async def request(self, subject: str, message: Any, type: Any, *, timeout_s: float | None) -> Any:
         """One request, one reply. `timeout_s` None waits as long as it takes."""
@@ -225,6 +265,47 @@ class Connection:
                 async for msg in replies:
                     yield msg.data
 
+    @asynccontextmanager
+    async def hearing(
+        self, subjects: Sequence[str], on_message: Callable[[str, bytes], None], on_link: Callable[[str], None]
+    ) -> AsyncIterator[None]:
+        """Subscribed to these subjects inside. `on_link` gets a sentence when the connection is interrupted or lost,
+        and "" when it is there again with the same subscriptions. Raises AccessRefused, NodeUnreachable.
+        """
+
+        import nats
+
+        async def arrived(msg: Msg) -> None:
+            on_message(msg.subject, msg.data)
+
+        listener = _Listener(subjects, on_link)
+        self._listeners.add(listener)
+        subscribed: list[Subscription] = []
+        try:
+            try:
+                for subject in subjects:
+                    subscribed.append(await self._nc.subscribe(subject, cb=arrived))
+                await self._until_taken_in()
+            except (nats.errors.Error, OSError) as error:
+                raise NodeUnreachable(f"the connection to {self.url} is lost") from error
+            if listener.refused:
+                raise AccessRefused(f"these credentials do not allow to hear {', '.join(listener.refused)}")
+            yield
+        finally:
+            self._listeners.discard(listener)
+            with suppress(nats.errors.Error, OSError):
+                for subscription in subscribed:
+                    await subscription.unsubscribe()
+
+    async def _until_taken_in(self) -> None:
+        """Twice: the first ping may overtake what nats-py holds back."""
+        await self._nc.flush()
+        await self._nc.flush()
+
+    async def post(self, subject: str, message: Any) -> None:
+        """To whoever hears it, without an answer. Raises NodeUnreachable."""
+        await self._send(subject, message, "")
+
     async def _exchange(
         self,
         subject: str,
@@ -259,6 +340,8 @@ class Connection:
             exchange.arrived.put_nowait(msg)
 
     async def _send(self, subject: str, message: Any, inbox: str) -> None:
+        from nats.errors import ConnectionClosedError, MaxPayloadError, OutboundBufferLimitError
+
         data = message if isinstance(message, bytes) else encode(message)
         try:
             await self._nc.publish(subject, data, reply=inbox, headers=_HEADERS)

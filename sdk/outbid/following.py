@@ -52,10 +52,18 @@ class Following:
     """
 
     def __init__(
-        self, connected: Callable[[], Awaitable[Connection]], capability: str, message: dict[str, Any], job: JobId
+        self,
+        connected: Callable[[], Awaitable[Connection]],
+        capability: str,
+        message: dict[str, Any],
+        job: JobId,
+        call_off: Callable[[JobId], None],
     ) -> None:
+        """`call_off` is called where the reader goes before the end, by whatever way."""
         self.job = job
         self.reattached = 0
+        self._call_off = call_off
+        self._over = False
         self._connected = connected
         self._subject = subjects.capability(capability)
         self._message = message
@@ -66,6 +74,17 @@ class Following:
         self._progress = time.monotonic()
 
     async def events(self) -> AsyncGenerator[JobEvent, None]:
+        try:
+            async with aclosing(self._all()) as events:
+                async for event in events:
+                    self._over = isinstance(event, Finished)
+                    yield event
+        except (asyncio.CancelledError, GeneratorExit):
+            if not self._over:
+                self._call_off(self.job)
+            raise
+
+    async def _all(self) -> AsyncGenerator[JobEvent, None]:
         while True:
             try:
                 async with aclosing(self._exchange()) as events:

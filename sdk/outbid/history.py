@@ -73,12 +73,12 @@ async def parquet(mesh: Mesh, asked: SqlRequest) -> Parquet:
 
 
 async def tables(mesh: Mesh) -> TableList:
-    found: TableList = await mesh.connection.request(subjects.history("tables"), {}, TableList, timeout_s=WAY_S)
+    found: TableList = await mesh.request(subjects.history("tables"), {}, TableList, timeout_s=WAY_S)
     return found
 
 
 async def report(mesh: Mesh, asked: ReportRequest) -> Report:
-    found: Report = await mesh.connection.request(subjects.history("report"), asked, Report, timeout_s=REPORT_S)
+    found: Report = await mesh.request(subjects.history("report"), asked, Report, timeout_s=REPORT_S)
     return found
 
 
@@ -93,5 +93,5 @@ def grouped(by: By | Sequence[By]) -> tuple[By, ...]:
 async def _answer(mesh: Mesh, asked: SqlRequest, format: Literal["rows", "parquet"]) -> SqlAnswer:
     asked = msgspec.structs.replace(asked, format=format)
     timeout_s = asked.timeout_s + WAY_S + (asked.timeout_s + JOIN_S if asked.mesh else 0)
-    found: SqlAnswer = await mesh.connection.request(subjects.history("query"), asked, SqlAnswer, timeout_s=timeout_s)
+    found: SqlAnswer = await mesh.request(subjects.history("query"), asked, SqlAnswer, timeout_s=timeout_s)
     return found

@@ -120,8 +120,9 @@ class Drawing(JobStream[Step]):
         events: AsyncIterator[JobEvent],
         cancel: Callable[[JobId], Awaitable[Any]],
         on_event: Callable[[JobEvent], None] | None = None,
+        timeout_s: float | None = None,
     ) -> None:
-        super().__init__(job, events, cancel, on_event)
+        super().__init__(job, events, cancel, on_event, timeout_s)
         self._mesh = mesh
         self._pictures: Pictures | None = None
 

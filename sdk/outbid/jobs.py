@@ -12,7 +12,7 @@ from outbid.images import Pictures
 from outbid.patience import ANSWER_S, AWAY, Patience, insist
 from outbid_contracts import subjects
 from outbid_contracts.codec import encode
-from outbid_contracts.durable import ResultRequest, RetryRequest, Submitted, WatchRequest
+from outbid_contracts.durable import Priority, PriorityRequest, ResultRequest, RetryRequest, Submitted, WatchRequest
 from outbid_contracts.errors import NodeUnreachable, NotDone, OutbidError, UnknownJob
 from outbid_contracts.events import Ended, Finished, JobEvent
 from outbid_contracts.ids import JobId, NodeId
@@ -134,6 +134,11 @@ class Job:
         """Run it again, if it failed or was cancelled: a new job, the same one however often this is asked."""
         again: Submitted = await insist(self._mesh, subjects.jobs("retry"), RetryRequest(job=self.id), Submitted)
         return Job(self._mesh, again.job, again)
+
+    async def prioritise(self, priority: Priority) -> JobRecord:
+        """Another place in the queue, while it waits. Raises InvalidRequest once it runs or has ended, UnknownJob."""
+        asked = PriorityRequest(job=self.id, priority=priority)
+        return self._met(await insist(self._mesh, subjects.jobs("priority"), asked, JobRecord))
 
     async def _result_within(self, wait_s: float) -> dict[str, Any]:
         connection = await self._mesh.connected()

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from types import TracebackType
 from typing import Any
 
 import msgspec
 
 from outbid.artifacts import Artifact, artifact, artifacts_of
+from outbid.asking import ask
 from outbid.chat import ChatStream
-from outbid.connection import AccessRefused, Connection, local_node
 from outbid.following import Following
 from outbid.history import Parquet, Table, grouped, parquet, report, table
 from outbid.images import Drawing, PictureSource, sources
 from outbid.jobs import Job
+from outbid.link import Link
+from outbid.live import LiveEvent, live
+from outbid.mapping import map_over
 from outbid.models import pull, remove, whole_path
+from outbid.operating import NodeHandle
 from outbid.submitting import submission, submit
 from outbid_contracts import subjects
 from outbid_contracts.durable import Priority, Submission
-from outbid_contracts.errors import NodeUnreachable
 from outbid_contracts.events import JobEvent
 from outbid_contracts.files import PullEvent, PullRequest, Removed
 from outbid_contracts.history import LIMIT, TIMEOUT_S, By, Report, ReportRequest, SqlRequest
-from outbid_contracts.ids import JobId, NodeId, new_job_id
+from outbid_contracts.ids import JobId, new_job_id
 from outbid_contracts.images import ANIMATE, EDIT, GENERATE
+from outbid_contracts.live import LogLevel
 from outbid_contracts.llm import CHAT
 from outbid_contracts.messages import JobRecord, JobState
 from outbid_contracts.policy import Goal, Policy
@@ -42,14 +43,8 @@ from outbid_contracts.requests import (
 )
 from outbid_contracts.what_if import WhatIfReply, WhatIfRequest
 
-QUESTION_TIMEOUT_S = 10.0
-"""For listings. Work has no time-out of its own: it waits for room, for a model to load, for a slow machine."""
 
-OWNER_AWAY_S = 60.0
-"""A machine that restarts is back by then; by default, another adopts the jobs of one that stays away longer."""
-
-
-class Mesh:
+class Mesh(Link):
     """A connection to the mesh through one of its nodes.
 
     Without arguments it is the node of this machine (`state`, OUTBID_STATE or the usual folder tells where it is);
@@ -58,100 +53,50 @@ class Mesh:
     Raises NoNode, NodeUnreachable or AccessRefused on entering.
     """
 
-    def __init__(
-        self,
-        url: str | None = None,
-        *,
-        creds: str | os.PathLike[str] | None = None,
-        state: str | os.PathLike[str] | None = None,
-        owner_away_s: float = OWNER_AWAY_S,
-    ) -> None:
-        self._url = url
-        self._creds = creds
-        self._state = state
-        self._connection: Connection | None = None
-        self.local: NodeId | None = None
-        """The node of this machine, if that is the one connected to."""
-        self._reconnecting = asyncio.Lock()
-        self.owner_away_s = owner_away_s
-
-    async def __aenter__(self) -> Mesh:
-        self._connection = self._connect()
-        await self._connection.open()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()
-
-    def _connect(self) -> Connection:
-        if self._url is not None:
-            return Connection(self._url, self._creds)
-        local = local_node(self._state)
-        self.local = NodeId(local.node)
-        return Connection(local.url, self._creds or local.creds)
-
-    @property
-    def connection(self) -> Connection:
-        if self._connection is None:
-            raise RuntimeError("the mesh is not open; write `async with Mesh() as mesh:`")
-        return self._connection
-
-    async def connected(self) -> Connection:
-        """The connection; a new one where the old was given up because the node had been away too long.
-
-        Raises NoNode or NodeUnreachable.
-        """
-        async with self._reconnecting:
-            if self.connection.closed:
-                fresh = self._connect()
-                try:
-                    await fresh.open()
-                except AccessRefused as error:  # another program's server may have the port while the node is away
-                    raise NodeUnreachable(error.message) from error
-                self._connection = fresh
-        return self.connection
-
     def chat(
         self,
+        /,
         prompt: str | Iterable[Mapping[str, str]],
         *,
         policy: Policy | Goal | None = None,
         job: str | None = None,
         on_event: Callable[[JobEvent], None] | None = None,
+        timeout_s: float | None = None,
         **params: Any,
     ) -> ChatStream:
         """Chat with a language model: iterate over the result for chunks, or `await mesh.chat(…).reply()`.
 
         `prompt` is text, or messages as {role, content}. `params` are those of `ChatParams`: model, max_tokens,
-        temperature, top_p, repeat_penalty, seed, stop, json_schema.
+        temperature, top_p, repeat_penalty, seed, stop, json_schema. After `timeout_s` it is cancelled: TimedOut.
         """
         asked = {"prompt": prompt} if isinstance(prompt, str) else {"messages": [dict(m) for m in prompt]}
         id = JobId(job) if job else new_job_id()
         events = self.stream(CHAT, asked | params, policy=policy, job=id)
-        return ChatStream(id, events, self.cancel, on_event)
+        return ChatStream(id, events, self.cancel, on_event, timeout_s)
+
+    map = map_over
 
     def image(
         self,
+        /,
         prompt: str,
         *,
         policy: Policy | Goal | None = None,
         job: str | None = None,
         on_event: Callable[[JobEvent], None] | None = None,
+        timeout_s: float | None = None,
         **params: Any,
     ) -> Drawing:
         """Draw: iterate over the result for steps and previews, or `await mesh.image(…).result()` for the pictures.
 
         `params` are those of `ImageParams`: model, width, height, steps, guidance, seed, n, negative_prompt, scheduler,
-        loras, format, metadata, quality, preview_every, checkpoint_every.
+        loras, format, metadata, quality, preview_every, checkpoint_every. After `timeout_s` it is cancelled: TimedOut.
         """
-        return self._draw(GENERATE, {"prompt": prompt, **params}, policy, job, on_event)
+        return self._draw(GENERATE, {"prompt": prompt, **params}, policy, job, on_event, timeout_s)
 
     def edit(
         self,
+        /,
         image: PictureSource,
         prompt: str,
         *,
@@ -159,6 +104,7 @@ class Mesh:
         policy: Policy | Goal | None = None,
         job: str | None = None,
         on_event: Callable[[JobEvent], None] | None = None,
+        timeout_s: float | None = None,
         **params: Any,
     ) -> Drawing:
         """Draw on from a picture; `mask` is white where it is to change. `params`: `strength`, and those of `image`.
@@ -166,21 +112,23 @@ class Mesh:
         A picture is the content of a file, its path, an artifact or the id of one. Raises PayloadTooLarge, OSError.
         """
         asked = {"prompt": prompt, **sources(image=image, mask=mask), **params}
-        return self._draw(EDIT, asked, policy, job, on_event)
+        return self._draw(EDIT, asked, policy, job, on_event, timeout_s)
 
     def animate(
         self,
+        /,
         prompt: str,
         *,
         policy: Policy | Goal | None = None,
         job: str | None = None,
         on_event: Callable[[JobEvent], None] | None = None,
+        timeout_s: float | None = None,
         **params: Any,
     ) -> Drawing:
         """A short film, as the one picture of the result. `params` are those of `AnimateParams`: frames, fps, loop,
         prompt_to, format (gif, webp, mp4), and those of `image` but `n`.
         """
-        return self._draw(ANIMATE, {"prompt": prompt, **params}, policy, job, on_event)
+        return self._draw(ANIMATE, {"prompt": prompt, **params}, policy, job, on_event, timeout_s)
 
     def _draw(
         self,
@@ -189,9 +137,11 @@ class Mesh:
         policy: Policy | Goal | None,
         job: str | None,
         on_event: Callable[[JobEvent], None] | None,
+        timeout_s: float | None,
     ) -> Drawing:
         id = JobId(job) if job else new_job_id()
-        return Drawing(self, id, self.stream(capability, params, policy=policy, job=id), self.cancel, on_event)
+        events = self.stream(capability, params, policy=policy, job=id)
+        return Drawing(self, id, events, self.cancel, on_event, timeout_s)
 
     async def artifact(self, id: str) -> Artifact:
         """A file that a job made, by its id. Raises UnknownArtifact."""
@@ -210,12 +160,13 @@ class Mesh:
         job: str | None = None,
         timeout_s: float | None = None,
     ) -> dict[str, Any]:
-        """Any capability: the single reply as a map (the result's fields beside job, node, name, timings)."""
-        message = _envelope(params, policy, job, stream=False)
-        result: dict[str, Any] = await self.connection.request(
-            subjects.capability(capability), message, dict[str, Any], timeout_s=timeout_s
-        )
-        return result
+        """Any capability: the single reply as a map (the result's fields beside job, node, name, timings).
+
+        It outlives its nodes: it is asked for again under the same id. After `timeout_s`, or when the caller is
+        cancelled, so is the job: TimedOut.
+        """
+        id = JobId(job) if job else new_job_id()
+        return await ask(self, capability, _envelope(params, policy, id, stream=False), id, timeout_s)
 
     def stream(
         self,
@@ -229,13 +180,13 @@ class Mesh:
         """Any capability: every event of the job, the result last.
 
         It outlives its nodes: a job whose owner is lost is taken on by the next node that answers, and goes on after
-        the pieces that came (`Awarded.chunks`) where the capability can. With `idle_timeout_s`, NodeUnreachable is
-        raised instead when nothing came for so long.
+        the pieces that came (`Awarded.chunks`) where the capability can. Left early, it is cancelled. With
+        `idle_timeout_s`, NodeUnreachable is raised instead when nothing came for so long.
         """
         id = JobId(job) if job else new_job_id()
         message = _envelope(params, policy, id, stream=True)
         if idle_timeout_s is None:
-            return Following(self.connected, capability, message, id).events()
+            return Following(self.connected, capability, message, id, self.abandoned.call_off).events()
         return self.connection.stream(subjects.capability(capability), message, JobEvent, idle_timeout_s=idle_timeout_s)
 
     async def submit(
@@ -284,15 +235,34 @@ class Mesh:
         return Job(self, JobId(id))
 
     async def nodes(self) -> list[NodeView]:
-        reply: NodeList = await self._ask(subjects.NODES, None, NodeList)
-        return list(reply.nodes)
+        return list((await self.node_list()).nodes)
+
+    async def node_list(self) -> NodeList:
+        """The machines that are there, and those that were and are away now."""
+        reply: NodeList = await self.ask(subjects.NODES, None, NodeList)
+        return reply
+
+    def node(self, node: str | None = None) -> NodeHandle:
+        """One machine, by name or id (default: the one of this machine), to give it orders: drain, pause, pin, wake…"""
+        return NodeHandle(self, node)
+
+    def live(
+        self, *, jobs: bool = True, auctions: bool = False, logs: LogLevel | None = None
+    ) -> AsyncGenerator[LiveEvent, None]:
+        """What goes on in the mesh, as it happens: each node's Presence every second, the events of all jobs, with
+        `auctions` every auction held, with `logs` log lines from that level up (administrators only).
+
+        It lasts over lost connections (LinkLost, LinkBack) and never raises for them. A reader that is too slow misses
+        the oldest events. Raises AccessRefused where the role may not hear that.
+        """
+        return live(self, jobs=jobs, auctions=auctions, logs=logs)
 
     async def models(self) -> list[ModelView]:
         return list((await self.model_list()).models)
 
     async def model_list(self) -> ModelList:
         """The models that are offered, and those that were pulled without being offered, or are being pulled."""
-        reply: ModelList = await self._ask(subjects.MODELS, None, ModelList)
+        reply: ModelList = await self.ask(subjects.MODELS, None, ModelList)
         return reply
 
     def pull(
@@ -323,12 +293,12 @@ class Mesh:
 
     async def jobs(self, *, limit: int = 50, state: JobState | None = None) -> JobsReply:
         """Recent jobs of every node, the newest first."""
-        reply: JobsReply = await self._ask(subjects.jobs("list"), JobsRequest(limit=limit, state=state), JobsReply)
+        reply: JobsReply = await self.ask(subjects.jobs("list"), JobsRequest(limit=limit, state=state), JobsReply)
         return reply
 
     async def job(self, id: str) -> JobRecord:
         """One job with its attempts and bid sheets. Raises UnknownJob."""
-        record: JobRecord = await self._ask(subjects.jobs("get"), JobRequest(job=JobId(id)), JobRecord)
+        record: JobRecord = await self.ask(subjects.jobs("get"), JobRequest(job=JobId(id)), JobRecord)
         return record
 
     async def what_if(
@@ -354,12 +324,12 @@ class Mesh:
             policies=tuple(one if isinstance(one, str) else msgspec.to_builtins(one) for one in wanted),
             without=(without,) if isinstance(without, str) else tuple(without),
         )
-        reply: WhatIfReply = await self._ask(subjects.jobs("what-if"), request, WhatIfReply)
+        reply: WhatIfReply = await self.ask(subjects.jobs("what-if"), request, WhatIfReply)
         return reply
 
     async def cancel(self, id: str) -> JobRecord:
         """Stop a job; one that ended stays as it is. Raises UnknownJob."""
-        record: JobRecord = await self._ask(subjects.jobs("cancel"), JobRequest(job=JobId(id)), JobRecord)
+        record: JobRecord = await self.ask(subjects.jobs("cancel"), JobRequest(job=JobId(id)), JobRecord)
         return record
 
     async def sql(
@@ -396,9 +366,6 @@ class Mesh:
         over all nodes by person, capability, node or model, or by several of these.
         """
         return await report(self, ReportRequest(month=month, by=grouped(by)))
-
-    async def _ask(self, subject: str, message: Any, type: Any) -> Any:
-        return await self.connection.request(subject, message or {}, type, timeout_s=QUESTION_TIMEOUT_S)
 
 
 def _envelope(

@@ -27,7 +27,7 @@ async def pull(mesh: Mesh, request: PullRequest, on: str | None) -> AsyncGenerat
     InvalidRequest.
     """
     node = await node_of(mesh, on)
-    events = mesh.connection.stream(subjects.admin(node, "pull"), request, PullEvent, idle_timeout_s=SILENT_S)
+    events = (await mesh.connected()).stream(subjects.admin(node, "pull"), request, PullEvent, idle_timeout_s=SILENT_S)
     async with aclosing(events):
         async for event in events:
             yield event
@@ -36,7 +36,7 @@ async def pull(mesh: Mesh, request: PullRequest, on: str | None) -> AsyncGenerat
 async def remove(mesh: Mesh, model: str, on: str | None) -> Removed:
     """Raises UnknownModel, InvalidRequest while it is in use."""
     node = await node_of(mesh, on)
-    reply: Removed = await mesh.connection.request(
+    reply: Removed = await mesh.request(
         subjects.admin(node, "rm"), RemoveRequest(model=model), Removed, timeout_s=REMOVE_TIMEOUT_S
     )
     return reply

@@ -12,7 +12,7 @@ from outbid_contracts.durable import SubmitRequest
 from outbid_contracts.errors import Draining, NodeUnreachable, NoNode, OutbidError
 
 if TYPE_CHECKING:
-    from outbid.mesh import Mesh
+    from outbid.link import Link
 
 SUBMIT_PATIENCE_S = 30.0
 """How long a submit that got no answer is repeated."""
@@ -43,13 +43,21 @@ class Patience:
         self._pause_s = min(1.0, self._pause_s * 1.6)
 
 
-async def insist(mesh: Mesh, subject: str, request: Any, type: Any) -> Any:
+async def insist(
+    mesh: Link,
+    subject: str,
+    request: Any,
+    type: Any,
+    *,
+    patience_s: float = SUBMIT_PATIENCE_S,
+    answer_s: float = ANSWER_S,
+) -> Any:
     """Ask until somebody answers: what is asked has the same effect however often it is."""
-    patience = Patience(SUBMIT_PATIENCE_S)
+    patience = Patience(patience_s)
     while True:
         try:
             connection = await mesh.connected()
-            return await connection.request(subject, request, type, timeout_s=ANSWER_S)
+            return await connection.request(subject, request, type, timeout_s=answer_s)
         except AWAY as error:
             await patience.after(error)
         if isinstance(request, SubmitRequest):

@@ -373,7 +373,7 @@ async def peer(alone: NodeProcess) -> AsyncIterator[ScriptedPeer]:
         async def seen() -> bool:
             return len(await mesh.nodes()) == 2
 
-        await eventually(seen, 5, "the scripted peer was not seen")
+        await eventually(seen, 20, "the scripted peer was not seen")
     yield scripted
     await scripted.stop()
 

@@ -302,7 +302,7 @@ async def idle(mesh: Mesh) -> None:
     async def free() -> bool:
         return all(view.presence.running == 0 for view in await mesh.nodes())
 
-    await eventually(free, 5, "an attempt still runs")
+    await eventually(free, 20, "an attempt still runs")
 
 
 # -- a fleet for each ------------------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ async def test_a_lost_attempt_is_told_to_stop_and_its_pieces_are_nobodys(node: N
     await send(peer, award, "ab")
     await peer.nc.flush()
     peer.on_lease = lambda check: LeaseState(node=PEER, unknown=check.attempts)
-    stop = decode((await asyncio.wait_for(told.get(), 10)).data, CancelAttempt)
+    stop = decode((await asyncio.wait_for(told.get(), 20)).data, CancelAttempt)
     assert (stop.job, stop.attempt) == (award.job.id, 1)
     while not running.done():
         await send(peer, award, "xyzxyz")
@@ -136,7 +136,7 @@ async def test_a_peer_is_asked_for_the_rest_only(node: NodeProcess, peer: Script
     assert await settle(peer, first, Failed(error=AttemptFailed("once").body(), chunks=3))
     peer_again = asyncio.ensure_future(awarded(peer, 2))
     async with mesh_of(node) as mesh:
-        await eventually(lambda: _attempts(mesh, first.job.id, 2), 10, "no second attempt")
+        await eventually(lambda: _attempts(mesh, first.job.id, 2), 20, "no second attempt")
         peer_again.cancel()
         record = await mesh.job(first.job.id)
     assert (await running)[-1].result["text"] == "abcdef"  # type: ignore[union-attr]
@@ -231,7 +231,7 @@ async def test_an_owner_that_restarts_goes_on_counting(node: NodeProcess, peer: 
 
     await delivered.rejoin(job, 1, 0, read)
     await send(peer, msgspec.structs.replace(award, chunks=4), "e")
-    await eventually(lambda: len(delivered.pieces.data) == 5, 5, "a piece is missing")
+    await eventually(lambda: len(delivered.pieces.data) == 5, 20, "a piece is missing")
     assert delivered.rest(job).params["first"] == 5
     delivered.close()
     await bus.close()
@@ -299,7 +299,7 @@ async def test_nobody_else_can_have_a_stream_sent_to_them(node: NodeProcess) -> 
     asked = ASKED | {"job": "mine", "stream": True, "delay_s": 0.3}
     async with mesh_of(node) as mesh, Mesh(node.local.url, creds=node.node_creds) as other:
         running = asyncio.ensure_future(_all(mesh, asked))
-        await eventually(lambda: _busy(mesh, 1), 10, "it did not start")
+        await eventually(lambda: _busy(mesh, 1), 20, "it did not start")
         with pytest.raises(DuplicateJob):
             await _all(other, asked | {"resume": {}})
         assert text_of(await running) == "abcdef"
@@ -337,7 +337,7 @@ class ScriptedOwner:
         await self.nc.flush()
 
     async def request(self) -> tuple[str, dict[str, Any]]:
-        return await asyncio.wait_for(self.requests.get(), 15)
+        return await asyncio.wait_for(self.requests.get(), 30)
 
     async def tell(self, reply: str, *events: JobEvent) -> None:
         for event in events:

@@ -184,7 +184,7 @@ async def test_two_meshes_on_one_lan_do_not_mix_and_discover_shows_both(five: Fi
     five.start(*strangers)
     await whole(strangers)
     await whole(five.nodes)
-    script = "import asyncio, msgspec; from outbid.cli.discovering import discover; "
+    script = "import asyncio, msgspec; from outbid.discovering import discover; "
     script += "print(msgspec.json.encode(asyncio.run(discover(1.5))).decode())"
     heard = json.loads(await asyncio.to_thread(functools.partial(five.hosts[0].run, sys.executable, "-c", script)))
     meshes: dict[str, str] = {}

@@ -93,32 +93,32 @@ async def test_stream_goes_on_when_its_node_is_killed(nodes: Fleet) -> None:
     assert seen[-1].result["text"] == "abcdef"
     assert seen[-1].name in ("a", "c")
     assert [e.attempt for e in seen if isinstance(e, Awarded)] == [1, 2]
-    assert gone_s < 2.0, "a killed daemon is noticed by its silence on the wire, not by missed heartbeats"
+    assert gone_s < 3.0, "a killed daemon is noticed by its silence on the wire, not by missed heartbeats"
     async with mesh_of(c) as mesh:
 
         async def gone() -> bool:
             return "b" not in [view.presence.name for view in await mesh.nodes()]
 
-        await eventually(gone, 5, "c still lists b")
+        await eventually(gone, 20, "c still lists b")
 
 
 async def test_frozen_node_loses_its_lease_and_its_late_result_is_refused(nodes: Fleet) -> None:
     a, b, _ = await nodes.start("a", "b", "c")
     async with mesh_of(a) as mesh:
         running = asyncio.ensure_future(
-            mesh.run("test.echo", {"text": "x", "delay_s": 1.0}, policy=Policy(prefer=("b",)), job="frozen")
+            mesh.run("test.echo", {"text": "x", "delay_s": 3.0}, policy=Policy(prefer=("b",)), job="frozen")
         )
         await _running_on(mesh, "frozen", b)
         os.kill(b.pid, signal.SIGSTOP)
         try:
-            result = await asyncio.wait_for(running, 20)
+            result = await asyncio.wait_for(running, 40)
         finally:
             os.kill(b.pid, signal.SIGCONT)
         assert result["name"] != "b"
         assert result["attempt"] == 2
         await nodes.until_whole()
         await eventually(
-            lambda: b.lines("settle_stale") or b.lines("orphan_stopped"), 10, "b never learned it was late"
+            lambda: b.lines("settle_stale") or b.lines("orphan_stopped"), 20, "b never learned it was late"
         )
         record = await mesh.job("frozen")
         assert record.node == result["node"]
@@ -132,7 +132,7 @@ async def test_node_that_comes_back_is_seen_again(nodes: Fleet) -> None:
         async def gone() -> bool:
             return [view.presence.name for view in await mesh.nodes()] == ["a"]
 
-        await eventually(gone, 6, "a still lists b")
+        await eventually(gone, 20, "a still lists b")
     b.spawn()
     await b.until_up()
     await nodes.until_whole()
@@ -240,12 +240,12 @@ async def test_cancel_reaches_a_job_on_another_node(nodes: Fleet) -> None:
             record = await elsewhere.cancel("long")
         assert record.state == "cancelled"
         with pytest.raises(Cancelled):
-            await asyncio.wait_for(running, 5)
+            await asyncio.wait_for(running, 40)
 
         async def free() -> bool:
             return all(view.presence.running == 0 for view in await mesh.nodes())
 
-        await eventually(free, 3, "the attempt still runs")
+        await eventually(free, 20, "the attempt still runs")
 
 
 async def test_deadline_ends_a_job_and_frees_its_slot(nodes: Fleet) -> None:
@@ -274,7 +274,7 @@ async def test_clean_stop_hands_running_jobs_to_others(nodes: Fleet) -> None:
         running = asyncio.ensure_future(mesh.run("test.echo", params, policy=Policy(prefer=("b",)), job="moved"))
         await _running_on(mesh, "moved", b)
         assert b.stop() == 0
-        result = await asyncio.wait_for(running, 20)
+        result = await asyncio.wait_for(running, 40)
         assert (result["text"], result["name"]) == ("moved", "a")
 
 
@@ -298,7 +298,7 @@ async def test_killed_daemon_leaves_no_process_behind(nodes: Fleet) -> None:
     children = psutil.Process(a.pid).children(recursive=True)
     assert len(children) >= 2  # ledger, runner
     a.kill()
-    await eventually(lambda: not any(_alive(child) for child in children), 5, f"left behind: {children}")
+    await eventually(lambda: not any(_alive(child) for child in children), 20, f"left behind: {children}")
 
 
 async def test_stopped_node_says_goodbye_at_once(nodes: Fleet) -> None:
@@ -329,7 +329,7 @@ async def _running_on(mesh: Mesh, job: str, node: NodeProcess) -> None:
             return False
         return record.state == "running" and record.node == node.local.node
 
-    await eventually(running, 10, f"{job} did not start on {node.name}")
+    await eventually(running, 20, f"{job} did not start on {node.name}")
 
 
 def _alive(process: psutil.Process) -> bool:

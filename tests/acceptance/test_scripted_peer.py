@@ -141,7 +141,7 @@ async def peer(node: NodeProcess) -> AsyncIterator[ScriptedPeer]:
         async def seen() -> bool:
             return len(await mesh.nodes()) == 2
 
-        await eventually(seen, 5, "the scripted peer was not seen")
+        await eventually(seen, 20, "the scripted peer was not seen")
     yield scripted
     await scripted.stop()
 
@@ -172,7 +172,7 @@ async def test_refused_award_falls_to_the_next_bid_without_a_new_call(node: Node
 
 async def test_a_job_is_done_by_whoever_won_and_settled_once(node: NodeProcess, peer: ScriptedPeer) -> None:
     running = asyncio.ensure_future(run(node, "once"))
-    await eventually(lambda: peer.awards, 5, "no award came")
+    await eventually(lambda: peer.awards, 20, "no award came")
     (award,) = peer.awards
     owner = node.local.node
     assert not await peer.settle(owner, award, "stale", attempt=award.attempt + 1)
@@ -202,7 +202,7 @@ async def test_a_result_counts_though_the_answer_to_its_award_was_lost(node: Nod
     """The ledger of the owner was killed in between: what was accepted must not be thrown away."""
     peer.on_award = lambda award: None
     running = asyncio.ensure_future(run(node, "half-heard"))
-    await eventually(lambda: peer.awards, 5, "no award came")
+    await eventually(lambda: peer.awards, 20, "no award came")
     assert await peer.settle(node.local.node, peer.awards[0], "mine")
     result = await running
     assert (result["text"], result["attempt"], result["name"]) == ("mine", 1, "scripted")
@@ -240,7 +240,7 @@ async def test_nonsense_for_an_award_reply_moves_on(node: NodeProcess, peer: Scr
 
 async def test_a_peer_that_leaves_in_mid_job_loses_it_at_once(node: NodeProcess, peer: ScriptedPeer) -> None:
     running = asyncio.ensure_future(run(node, "leaver"))
-    await eventually(lambda: peer.awards, 5, "no award came")
+    await eventually(lambda: peer.awards, 20, "no award came")
     started = asyncio.get_running_loop().time()
     await peer.stop()
     assert (await running)["name"] == "a"
@@ -254,7 +254,7 @@ async def test_a_newer_peer_with_unknown_fields_is_understood(node: NodeProcess,
 
     peer.on_award = newer
     running = asyncio.ensure_future(run(node, "newer"))
-    await eventually(lambda: peer.awards, 5, "no award came")
+    await eventually(lambda: peer.awards, 20, "no award came")
     assert await peer.settle(node.local.node, peer.awards[0], "from the future")
     assert (await running)["text"] == "from the future"
 
@@ -267,10 +267,10 @@ async def test_cancelling_tells_the_node_that_runs_it(node: NodeProcess, peer: S
 
     await peer.nc.subscribe(subjects.node(PEER, "cancel"), cb=take)
     running = asyncio.ensure_future(run(node, "stopme"))
-    await eventually(lambda: peer.awards, 5, "no award came")
+    await eventually(lambda: peer.awards, 20, "no award came")
     async with mesh_of(node) as mesh:
         cancelling = asyncio.ensure_future(mesh.cancel("stopme"))
-        await asyncio.wait_for(told.get(), 5)
+        await asyncio.wait_for(told.get(), 20)
         record = await cancelling  # the peer never says that it stopped: the job ends all the same
     assert record.state == "cancelled"
     with pytest.raises(OutbidError):
@@ -298,17 +298,17 @@ async def test_a_node_whose_answer_to_the_award_was_unreadable_cannot_settle(
             record = await mesh.job("fenced") if peer.awards else None
             return record is not None and record.state == "running" and record.node == node.local.node
 
-        await eventually(elsewhere, 10, "the job did not go on elsewhere")
+        await eventually(elsewhere, 20, "the job did not go on elsewhere")
     assert not await peer.settle(node.local.node, peer.awards[0], "forged")
     assert (await running)["text"] == "x"
 
 
 async def test_a_node_that_promises_the_impossible_soon_wins_no_more(node: NodeProcess, peer: ScriptedPeer) -> None:
-    """It bids 1 ms for a tenth of a second of work, and takes half a second."""
+    """It bids 1 ms for a tenth of a second of work, and takes longer than a machine that does much else."""
     late: set[asyncio.Task[bool]] = set()
 
     async def settle_late(award: Award) -> bool:
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.5)
         return await peer.settle(node.local.node, award, "late", free=4)
 
     def take(award: Award) -> Accepted:

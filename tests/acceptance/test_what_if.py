@@ -95,7 +95,7 @@ async def test_the_able_nodes_are_asked_and_nothing_runs(nodes: dict[str, NodePr
         async def idle() -> bool:
             return not any(view.presence.running for view in await mesh.nodes())
 
-        await eventually(idle, 5, "somebody works on it")
+        await eventually(idle, 20, "somebody works on it")
     assert {c.name for c in reply.base.sheet.bids} == set(KINDS)
     assert not any(c.bid.standing for c in reply.base.sheet.bids)
     assert {c.name for c in reply.cases[0].sheet.bids} == {"laptop", "gaming-pc"}

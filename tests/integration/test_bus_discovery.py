@@ -12,7 +12,7 @@ import pytest
 from zeroconf import ServiceInfo
 from zeroconf.asyncio import AsyncZeroconf
 
-from outbid.cli.discovering import discover
+from outbid.discovering import discover
 from outbid_contracts.announced import SERVICE
 from outbid_contracts.ids import NodeId, new_node_id
 from outbid_node.bus import discovery as discovery_module

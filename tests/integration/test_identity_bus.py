@@ -29,7 +29,7 @@ from outbid_node.identity.node import Identity
 from tests.waiting import hears, until
 
 REFUSED_S = 0.3
-ANSWERED = ("mesh.nodes.list", "mesh.jobs.get", "mesh.llm.chat", "mesh.jobs.cancel", "mesh.admin.drain")
+ANSWERED = ("mesh.nodes.list", "mesh.watch", "mesh.jobs.get", "mesh.llm.chat", "mesh.jobs.cancel", "mesh.admin.drain")
 PEERS = ("mesh.node.x.award", "mesh.hello", "mesh.presence.x", "mesh.job.j.event", "mesh.capacity.x", "a.secret")
 
 
@@ -160,7 +160,7 @@ async def quiet(error: Exception) -> None:
 @pytest.mark.parametrize(
     ("role", "answered"),
     [
-        ("viewer", {"mesh.nodes.list", "mesh.jobs.get"}),
+        ("viewer", {"mesh.nodes.list", "mesh.watch", "mesh.jobs.get"}),
         ("submitter", set(ANSWERED) - {"mesh.admin.drain"}),
         ("admin", set(ANSWERED)),
         ("node", {*ANSWERED, *PEERS}),
@@ -181,6 +181,8 @@ async def test_nobody_reads_the_replies_to_another(place: Place, role: str) -> N
     assert await eve.may_hear(f"{inbox_prefix(eve.creds)}.more.*")
     assert await eve.may_hear("mesh.presence.*")
     assert await eve.may_hear("mesh.job.j.event")
+    assert await eve.may_hear("mesh.auction.*")
+    assert await eve.may_hear("mesh.log.*") == (role == "admin")
 
 
 async def test_a_client_that_was_not_told_its_inbox_prefix_hears_nothing(place: Place) -> None:

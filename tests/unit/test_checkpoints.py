@@ -187,6 +187,17 @@ def test_the_same_kind_of_device_wins_among_bids_that_are_about_as_good(same: se
     assert ("kind of device" in held.why) == (first == "c")
 
 
+def test_why_is_about_the_bids_that_were_ranked_whatever_is_added_later() -> None:
+    held = auction(a=1.0)
+    held.judged(Policy())
+    held.ranked += auction(b=0.5).ranked
+    assert held.why == held.sheet().why == "a made the only bid that fits"
+    held.judged(Policy())
+    assert "for b" in held.why
+    held.why = "b took it after a refused"
+    assert held.sheet().why == "b took it after a refused"
+
+
 def test_what_the_caller_prefers_counts_more_than_the_kind_of_device() -> None:
     held = auction(a=1.0, b=1.0)
     same_device_first(held, Policy(prefer=("a",)), {NodeId("b")})

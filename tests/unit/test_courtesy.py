@@ -18,7 +18,7 @@ from outbid_contracts.errors import InvalidConfig
 from outbid_contracts.messages import Gpu, Resources
 from outbid_node.config import load
 from outbid_node.config_sections import CourtesySection
-from outbid_node.courtesy import pausing
+from outbid_node.courtesy import pausing, quieting
 from outbid_node.courtesy.charge import BAND_PERCENT, MARGIN, Charge, Unplugged, until_floor_s
 from outbid_node.courtesy.heat import BAND_C, SUSTAINED_S, Heat
 from outbid_node.courtesy.hours import Calendar, parse
@@ -101,6 +101,38 @@ def test_switched_off_it_says_nothing_but_that_the_person_paused_it() -> None:
     busy = reading(idle_s=0.0, games=("cs2",), resources=Resources(on_battery=True, battery_percent=1.0))
     assert strictest([rule.judge(busy) for rule in off], own=False) == USUAL
     assert strictest([rule.judge(reading(pause=Pause())) for rule in off], own=False).refuse
+
+
+def test_quiet_hours_by_order_go_before_those_of_the_configuration_and_hold_where_courtesy_is_off() -> None:
+    night, noon = reading(clock_s=unix("2026-11-20 23:00")), reading(clock_s=unix("2026-11-20 12:00"))
+    for enabled in (True, False):
+        rule = QuietHours(CourtesySection(enabled=enabled, quiet_hours=("22:00-07:00",)), BERLIN)
+        assert rule.judge(night).refuse == enabled
+        rule.hold(("11:00-13:00",))
+        assert (rule.judge(night).refuse, rule.judge(noon).refuse) == (False, True)
+        with pytest.raises(ValueError, match="late"):
+            rule.hold(("late",))
+        assert rule.hours == ("11:00-13:00",)
+        assert rule.judge(noon).refuse
+        rule.hold(())
+        assert not rule.judge(noon).refuse
+        rule.hold(None)
+        assert rule.judge(night).refuse == enabled
+
+
+def test_ordered_quiet_hours_are_there_after_a_restart_and_nonsense_is_no_order(tmp_path: Path) -> None:
+    rule = QuietHours(CourtesySection(quiet_hours=("22:00-07:00",)), BERLIN)
+    quieting.save(tmp_path, ("Sat-Sun 00:00-09:00",))
+    quieting.take_up(tmp_path, rule)
+    assert rule.hours == ("Sat-Sun 00:00-09:00",)
+    for text in ("", "[]", '{"hours": 7}', '{"hours": ["late"]}', "\x00"):
+        (tmp_path / quieting.FILE).write_text(text)
+        rule.hold(None)
+        quieting.take_up(tmp_path, rule)
+        assert rule.hours == ("22:00-07:00",)
+    quieting.save(tmp_path, None)
+    quieting.save(tmp_path, None)
+    assert not (tmp_path / quieting.FILE).exists()
 
 
 # -- the person -------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import doctest
 import random
 import time
 from collections.abc import Collection, Mapping
@@ -17,6 +18,7 @@ from outbid_contracts.ids import BidId, JobId, NodeId
 from outbid_contracts.messages import Bid, Considered, Job, JobState
 from outbid_contracts.policy import Policy
 from outbid_node.auction import ALIKE, ASK_AT_MOST, _promising
+from outbid_node.durable import again
 from outbid_node.durable.claims import AGAIN_S, Claims
 from outbid_node.durable.dependencies import Dependencies
 from outbid_node.durable.parked import Alarms, Parked
@@ -250,3 +252,16 @@ def test_nobody_is_asked_that_is_much_worse_than_one_left_out(scores: list[float
     assert len(chosen) == min(len(able), ASK_AT_MOST)
     left = [c.score for c in able if c not in chosen]
     assert max(c.score for c in chosen) <= max(ALIKE * able[0].score, min(left, default=float("inf")))
+
+
+def test_a_new_priority_is_a_new_place_in_the_queue() -> None:
+    job = parked()
+    places = []
+    for priority in ("interactive", "normal", "batch"):
+        assert job.prioritise(priority).terms.priority == job.record().terms.priority == priority
+        places.append(job.order - job.record().job.created_ms)
+    assert places == [0, 30_000, 600_000]
+
+
+def test_doctests() -> None:
+    assert doctest.testmod(again).failed == 0

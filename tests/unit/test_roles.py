@@ -20,6 +20,7 @@ READ = {
     subjects.MODELS,
     subjects.jobs("list"),
     subjects.jobs("get"),
+    subjects.WATCH,
     "$SRV.PING",
     "$SRV.INFO.outbid",
     "$SRV.STATS.outbid.7k2f9qzt",
@@ -28,7 +29,7 @@ WORK = {
     subjects.capability("llm.chat"),
     subjects.capability("audio.speech.fast"),
     subjects.jobs("cancel"),
-    *(subjects.jobs(verb) for verb in ("submit", "result", "watch", "retry")),
+    *(subjects.jobs(verb) for verb in ("submit", "result", "watch", "retry", "priority")),
     *(subjects.artifacts(verb) for verb in ("find", "read")),
     *(subjects.history(verb) for verb in ("query", "report")),
 }
@@ -62,6 +63,9 @@ BETWEEN_NODES = {
     subjects.capacity(NODE),
     subjects.job_event(JOB),
     subjects.events(NODE, JOB),
+    subjects.auction(NODE),
+    subjects.log(NODE),
+    "mesh.watch.x",
     "_INBOX.abc.1",
     f"_INBOX_{ME}.x",
     *(
@@ -86,7 +90,17 @@ PUBLISH = {
 }
 EVERYTHING = READ | WORK | ADMIN | OBJECTS | BETWEEN_NODES
 
-HEAR = {f"_INBOX_{ME}.abc.1", subjects.presence(NODE), subjects.PRESENCE_ALL, subjects.job_event(JOB)}
+HEAR = {
+    f"_INBOX_{ME}.abc.1",
+    subjects.presence(NODE),
+    subjects.PRESENCE_ALL,
+    subjects.job_event(JOB),
+    subjects.JOB_EVENT_ALL,
+    subjects.auction(NODE),
+    subjects.AUCTION_ALL,
+}
+LOGS = {subjects.log(NODE), subjects.LOG_ALL}
+"""Lines of logs name files and addresses of machines: for administrators."""
 NOT_HEAR = {
     f"_INBOX_U{'B' * 55}.abc",
     "_INBOX.>",
@@ -127,12 +141,13 @@ def test_a_role_may_publish_what_is_written_here_and_nothing_else(role: str) -> 
 
 
 @pytest.mark.parametrize("role", ["viewer", "submitter", "admin"])
-def test_who_is_no_node_hears_its_own_inbox_presence_and_job_events(role: str) -> None:
-    assert {subject for subject in HEAR | NOT_HEAR if allows(ROLES[role].subscribe, subject)} == HEAR
+def test_who_is_no_node_hears_its_own_inbox_presence_job_events_and_auctions(role: str) -> None:
+    heard = {subject for subject in HEAR | LOGS | NOT_HEAR if allows(ROLES[role].subscribe, subject)}
+    assert heard == (HEAR | LOGS if role == "admin" else HEAR)
 
 
 def test_a_node_hears_everything() -> None:
-    assert all(allows(ROLES["node"].subscribe, subject) for subject in HEAR | NOT_HEAR)
+    assert all(allows(ROLES["node"].subscribe, subject) for subject in HEAR | LOGS | NOT_HEAR)
 
 
 def test_every_subject_that_subjects_py_can_make_was_tried() -> None:
@@ -149,9 +164,11 @@ def test_every_subject_that_subjects_py_can_make_was_tried() -> None:
         "job_event",
         "events",
         "admin",
+        "auction",
+        "log",
     }
     constants = {value for name, value in vars(subjects).items() if name.isupper() and isinstance(value, str)}
-    assert {subject for subject in constants if subject.startswith("mesh.")} <= EVERYTHING | HEAR | NOT_HEAR
+    assert {subject for subject in constants if subject.startswith("mesh.")} <= EVERYTHING | HEAR | LOGS | NOT_HEAR
 
 
 def test_no_first_word_is_left_open_by_the_wildcards_for_capabilities() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = {"outbid", "outbid_bench", "outbid_capabilities", "outbid_contracts", "outbid_node"}
+PACKAGES = {"outbid", "outbid_bench", "outbid_capabilities", "outbid_contracts", "outbid_node", "outbid_tui"}
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,11 @@ def test_it_holds_our_packages_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     tops = {name.partition("/")[0] for name in wheel.namelist()}
 
     assert {top for top in tops if not top.endswith(".dist-info")} == PACKAGES
+
+
+def test_it_is_pure_python(wheel: zipfile.ZipFile) -> None:
+    assert wheel.filename is not None
+    assert wheel.filename.endswith("-py3-none-any.whl")
 
 
 def test_it_is_typed(wheel: zipfile.ZipFile) -> None:

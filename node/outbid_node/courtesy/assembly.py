@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from outbid_contracts import subjects
-from outbid_contracts.admin import PauseReply, PauseRequest
+from outbid_contracts.admin import PauseReply, PauseRequest, QuietReply, QuietRequest
 from outbid_contracts.codec import Format, decode
 from outbid_contracts.errors import InvalidRequest
 from outbid_contracts.ids import NodeId
 from outbid_contracts.messages import Message, Resources
 from outbid_node.config_sections import CourtesySection
-from outbid_node.courtesy import pausing
+from outbid_node.courtesy import pausing, quieting
 from outbid_node.courtesy.parts import Part, in_words, strictest
+from outbid_node.courtesy.quiet import QuietHours
 from outbid_node.courtesy.readings import Pause, Readings
 from outbid_node.courtesy.rules import rules
 from outbid_node.courtesy.watch import Own, Watch
@@ -60,7 +61,9 @@ class Courtesy:
         self._section, self._state, self._worker, self._pool = section, state, worker, pool
         self._resources, self._touch, self._history = resources, touch, history
         self._watch = watch or Watch(section)
-        self._rules = rules(section)
+        self._quiet = QuietHours(section)
+        self._rules = rules(section, quiet=self._quiet)
+        quieting.take_up(state, self._quiet)
         self._terms: Mapping[bool, Terms] = {True: USUAL, False: USUAL}
         self._pause = pausing.load(state)
         self._freeing_since: float | None = None
@@ -68,6 +71,11 @@ class Courtesy:
         worker.terms = self._terms.__getitem__
         self._last = Readings(at=time.monotonic(), clock_s=time.time())
         self.judge(self._last)
+
+    @property
+    def frees_memory(self) -> bool:
+        """Whether the person at this machine needs what idle models hold."""
+        return self._freeing_since is not None
 
     async def run(self) -> None:
         while True:
@@ -136,7 +144,7 @@ class Courtesy:
     # -- the person's switch --------------------------------------------------------------------------------------
 
     def register(self, service: Service) -> None:
-        for verb, handler in {"pause": self.pause, "resume": self.resume}.items():
+        for verb, handler in {"pause": self.pause, "resume": self.resume, "quiet": self.quiet}.items():
             service.add(f"admin-{verb}", subjects.admin(self.me, verb), handler, queue=str(self.me))
 
     async def pause(self, request: Request) -> None:
@@ -156,14 +164,34 @@ class Courtesy:
         await self._switch(None)
         request.respond(PauseReply(node=self.me, paused=False))
 
+    async def quiet(self, request: Request) -> None:
+        """Quiet hours by order go before those of the configuration, and hold where courtesy is off, too: somebody
+        wanted them.
+        """
+        asked: QuietRequest = _read(request, QuietRequest)
+        if asked.undo or asked.hours is not None:
+            hours = None if asked.undo else quieting.checked(asked.hours or ())
+            await self._write(quieting.save, hours)
+            self._quiet.hold(hours)
+            log.info("quiet hours: %s", ", ".join(self._quiet.hours) or "none", extra={"action": "quiet_hours"})
+            self.judge(replace(self._last, at=time.monotonic(), clock_s=time.time()))
+        in_force, configured = self._quiet.hours, self._quiet.configured
+        request.respond(
+            QuietReply(node=self.me, hours=in_force, configured=None if configured == in_force else configured)
+        )
+
     async def _switch(self, pause: Pause | None) -> None:
         """On disk first: whoever was told that the node pauses is not surprised after a restart."""
-        try:
-            await asyncio.to_thread(pausing.save, self._state, pause)
-        except OSError as error:
-            raise InvalidRequest(f"the state folder cannot be written: {error.strerror or error}") from error
+        await self._write(pausing.save, pause)
         self._pause = pause
         self.judge(replace(self._last, at=time.monotonic(), clock_s=time.time()))
+
+    async def _write(self, save: Callable[[Path, Any], None], what: Any) -> None:
+        """Raises InvalidRequest."""
+        try:
+            await asyncio.to_thread(save, self._state, what)
+        except OSError as error:
+            raise InvalidRequest(f"the state folder cannot be written: {error.strerror or error}") from error
 
 
 def _kind(terms: Mapping[bool, Terms]) -> tuple[object, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta, tzinfo
 
 from outbid_node.config_sections import CourtesySection
@@ -17,8 +18,16 @@ WORTH_SAYING_S = 3600.0
 
 class QuietHours:
     def __init__(self, section: CourtesySection, zone: tzinfo | None = None) -> None:
-        self._calendar = Calendar(section.quiet_hours, zone)
+        self.configured = section.quiet_hours if section.enabled else ()
         self._hand_over = section.hand_over
+        self._zone = zone
+        self.hold(None)
+
+    def hold(self, ordered: Sequence[str] | None) -> None:
+        """These hours from now on; None: those of the configuration. Raises ValueError, and nothing has changed."""
+        hours = tuple(self.configured if ordered is None else ordered)
+        self._calendar = Calendar(hours, self._zone)
+        self.hours = hours
         self._known: tuple[int, bool, float | None] = (-1, False, None)
 
     def judge(self, readings: Readings) -> Part:

@@ -22,15 +22,17 @@ class Rule(Protocol):
         """What follows from the readings, and from those before where it must not flap."""
 
 
-def rules(section: CourtesySection, zone: tzinfo | None = None) -> Sequence[Rule]:
+def rules(section: CourtesySection, zone: tzinfo | None = None, quiet: QuietHours | None = None) -> Sequence[Rule]:
+    """`quiet`: the quiet hours in force, if they are not simply the section's."""
+    quiet = quiet or QuietHours(section, zone)
     if not section.enabled:
-        return [Paused()]
+        return [Paused(), quiet]
     return [
         Paused(),
         Games(section),
         GpuTaken(section),
         Keyboard(section),
-        QuietHours(section, zone),
+        quiet,
         Unplugged(section),
         Charge(section),
         Heat(section),

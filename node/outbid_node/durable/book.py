@@ -278,6 +278,12 @@ class Book:
         )
         self.waiting.queue(parked.ticket)
 
+    def requeue(self, parked: Parked) -> None:
+        """At its place in the queue as it is now, if it has one."""
+        if parked.ticket is not None:
+            self.waiting.leave(parked.ticket)
+            self._queue(parked)
+
     def _ring(self, id: JobId) -> None:
         parked = self.parked.get(id)
         if parked is None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
@@ -22,6 +21,7 @@ from outbid_contracts.durable import (
     KEEP_S,
     MAX_WAIT_S,
     DurableJob,
+    PriorityRequest,
     ResultRequest,
     RetryRequest,
     Submission,
@@ -51,6 +51,7 @@ from outbid_contracts.roles import submitter_of
 from outbid_contracts.submitting import parse_submit
 from outbid_node.catalogue import Catalogue
 from outbid_node.client import Bus, NoResponders
+from outbid_node.durable.again import again_as, next_id, prioritise
 from outbid_node.durable.book import Book
 from outbid_node.durable.claims import step_back
 from outbid_node.durable.parked import as_record
@@ -103,7 +104,13 @@ class Desk:
         self._started = time.monotonic()
 
     def register(self, service: Service) -> None:
-        verbs = {"submit": self.submit, "result": self.result, "watch": self.watch, "retry": self.retry}
+        verbs = {
+            "submit": self.submit,
+            "result": self.result,
+            "watch": self.watch,
+            "retry": self.retry,
+            "priority": self.priority,
+        }
         for verb, handler in verbs.items():
             service.add(f"jobs-{verb}", subjects.jobs(verb), handler, queue=subjects.OWNERS)
 
@@ -149,6 +156,15 @@ class Desk:
         reply = await (self._retry(asked) if here else self._call(found.owner, "retry", asked, Submitted, PASS_ON_S))
         request.respond(reply)
 
+    async def priority(self, request: Request) -> None:
+        asked: PriorityRequest = _read(request, PriorityRequest)
+        await self.book.until_ready()
+        found = await self._durable(asked.job)
+        if found.owner == self.me:
+            request.respond(await self._prioritise(asked))
+        else:
+            request.respond(await self._call(found.owner, "priority", asked, JobRecord, PASS_ON_S))
+
     # -- other nodes ----------------------------------------------------------------------------------------------
 
     def answers(self, verb: str) -> Callable[[Msg], Awaitable[Any]] | None:
@@ -162,6 +178,8 @@ class Desk:
                 return lambda msg: self._watch_for(decode(msg.data, WatchRequest))
             case "retry":
                 return lambda msg: self._retry(decode(msg.data, RetryRequest))
+            case "priority":
+                return lambda msg: self._prioritise(decode(msg.data, PriorityRequest))
             case "wanted":
                 return lambda msg: self._wanted(decode(msg.data, SubmitRequest))
         return None
@@ -427,6 +445,15 @@ class Desk:
                 raise _moved(id)
         return record
 
+    async def _prioritise(self, asked: PriorityRequest) -> JobRecord:
+        await self.book.until_ready()
+        record = await prioritise(self.book, asked.job, asked.priority)
+        if record is None:
+            found = await self._own(asked.job)
+            state = "about to run" if found.state == "waiting" else found.state
+            raise InvalidRequest(f"job {asked.job} is {state}: only one that waits can have another priority")
+        return record
+
     # -- again ----------------------------------------------------------------------------------------------------
 
     async def _retry(self, asked: RetryRequest) -> Submitted:
@@ -438,36 +465,19 @@ class Desk:
             raise InvalidRequest(f"job {asked.job} is done; its result stands")
         if not record.job.params and record.finished:
             raise InvalidRequest(f"the parameters of job {asked.job} were not kept")
-        id = _next_id(asked.job)
+        id = next_id(asked.job)
         await self.book.claims.until_free([id])
         with self.book.claims.held([id]):
             if (known := await self.book.find(id)) is not None:
                 return self._submitted(known, known=True)
-            again = self._again(record, id)
+            again = again_as(id, record, self.me)
             await self.book.accept([again])
             return self._submitted(self._state(again))
-
-    def _again(self, record: DurableJob, id: JobId) -> DurableJob:
-        job = msgspec.structs.replace(
-            record.job,
-            id=id,
-            reply=record.job.reply and subjects.events(self.me, id),
-            created_ms=time.time_ns() // 1_000_000,
-        )
-        terms = msgspec.structs.replace(record.terms, not_before_ms=0, delay_s=0.0, after=())
-        return DurableJob(job=job, terms=terms)
 
 
 def _moved(id: JobId) -> NodeUnreachable:
     """It was this node's a moment ago."""
     return NodeUnreachable(f"job {id!r} is another node's now; ask again in a moment")
-
-
-def _next_id(id: JobId) -> JobId:
-    found = re.fullmatch(r"(.+)-retry(\d+)", id)
-    base, count = (found[1], int(found[2]) + 1) if found else (id, 1)
-    tail = f"-retry{count}"
-    return JobId(base[: 64 - len(tail)] + tail)
 
 
 def _named(job: Submission) -> Submission:

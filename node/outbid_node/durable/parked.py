@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from outbid_contracts.codec import decode, encode
-from outbid_contracts.durable import AHEAD_S, DurableJob
+from outbid_contracts.durable import AHEAD_S, DurableJob, Priority
 from outbid_contracts.errors import Draining
 from outbid_contracts.ids import JobId, NodeId
 from outbid_contracts.messages import JobRecord
@@ -43,7 +43,7 @@ class Parked:
         job, terms = record.job, record.terms
         self.id = job.id
         self.key: OfferKey = (job.capability, job.model)
-        self.order = job.created_ms + AHEAD_S[terms.priority] * 1000
+        self.order = _order(record)
         self.not_before_ms = terms.not_before_ms
         self.after: set[JobId] | None = None if record.unblocked else set(terms.after) or None
         self.deadline = deadline_of(record)
@@ -67,6 +67,17 @@ class Parked:
         record = msgspec.structs.replace(self.record(), unblocked=True)
         self.after, self.data = None, encode(record)
         return record
+
+    def prioritise(self, priority: Priority) -> DurableJob:
+        """Its place counts from now on; the ticket that it has is for the old one."""
+        record = self.record()
+        record = msgspec.structs.replace(record, terms=msgspec.structs.replace(record.terms, priority=priority))
+        self.order, self.data = _order(record), encode(record)
+        return record
+
+
+def _order(record: DurableJob) -> float:
+    return record.job.created_ms + AHEAD_S[record.terms.priority] * 1000
 
 
 def failed_on(record: DurableJob) -> set[NodeId]:

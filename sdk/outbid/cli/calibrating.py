@@ -5,14 +5,9 @@ from __future__ import annotations
 import click
 
 from outbid.cli import output
-from outbid.cli.draining import find
 from outbid.cli.running import JSON, STATE, run
 from outbid.mesh import Mesh
-from outbid_contracts import subjects
-from outbid_contracts.admin import Calibrated, CalibrateReply, CalibrateRequest
-
-CALIBRATE_TIMEOUT_S = 900.0
-"""A slow machine with several models takes minutes."""
+from outbid_contracts.admin import Calibrated, CalibrateReply
 
 
 @click.command()
@@ -27,11 +22,7 @@ def calibrate(node: str | None, capability: str | None, model: str | None, state
     """
 
     async def order(mesh: Mesh) -> None:
-        id = await find(mesh, node or str(mesh.local))
-        asked = CalibrateRequest(capability=capability, model=model)
-        reply: CalibrateReply = await mesh.connection.request(
-            subjects.admin(id, "calibrate"), asked, CalibrateReply, timeout_s=CALIBRATE_TIMEOUT_S
-        )
+        reply = await mesh.node(node).calibrate(capability=capability, model=model)
         output.say(reply) if as_json else _tell(reply)
 
     run(state, order)

@@ -32,17 +32,22 @@ def why(record: JobRecord, views: Sequence[NodeView], *, verbose: bool, as_json:
     if as_json:
         say(facts(record))
         return
-    names = names_of(views, [record])
+    show(*told(record, names_of(views, [record]), verbose=verbose))
+
+
+def told(record: JobRecord, names: sheets.Names, *, verbose: bool) -> Iterator[Any]:
+    """What rich prints, strings with its markup among it; `names` of nodes by id."""
     ordinals = {attempt.attempt: n for n, attempt in enumerate(record.attempts, 1)}
-    show(*_heading(record))
+    yield from _heading(record)
     began_ms = max(record.created_ms, record.not_before_ms)
     for sheet, attempts in rounds(record):
         if sheet is not None:
-            show("", *_auction(sheet, record, names, waited_s(sheet, began_ms)))
+            yield ""
+            yield from _auction(sheet, record, names, waited_s(sheet, began_ms))
         for attempt in attempts:
-            show(*_attempt(attempt, ordinals[attempt.attempt], sheet, names, verbose=verbose))
+            yield from _attempt(attempt, ordinals[attempt.attempt], sheet, names, verbose=verbose)
             began_ms = attempt.ended_ms or began_ms
-    show(*_end(record))
+    yield from _end(record)
 
 
 def _heading(record: JobRecord) -> Iterator[str]:
@@ -87,12 +92,16 @@ def waited_s(sheet: BidSheet, began_ms: int) -> float:
     return sheet.waited_s or max(0.0, (sheet.opened_ms - began_ms) / 1000)
 
 
+def asked(sheet: BidSheet) -> str:
+    """Whom the call for proposals went to."""
+    return _HOW.get(sheet.how, "1 node was asked" if sheet.asked == 1 else f"{sheet.asked} nodes were asked")
+
+
 def _auction(sheet: BidSheet, record: JobRecord, names: sheets.Names, waited: float) -> Iterator[Any]:
-    how = _HOW.get(sheet.how, "1 node was asked" if sheet.asked == 1 else f"{sheet.asked} nodes were asked")
     if waited >= WAITED_S:
         what = f": {sheet.waited_for}" if sheet.waited_for else ""
         yield f"[yellow]waited {seconds(waited)}{plain(what)}[/yellow]"
-    yield f"{how}, decided in {sheet.took_ms:.1f} ms"
+    yield f"{asked(sheet)}, decided in {sheet.took_ms:.1f} ms"
     if sheet.bids:
         yield ""
         yield sheets.numbers(sheet)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from outbid.cli import explaining, job_listing, output, results, saving, watching
 from outbid.cli.running import JSON, STATE, duration, run
 from outbid.mesh import Mesh
+from outbid_contracts.durable import Priority
 
 
 @click.command()
@@ -107,4 +108,19 @@ def retry(job: str, state: str | None, as_json: bool) -> None:
     run(state, again)
 
 
-COMMANDS = (jobs, why, result, artifacts, watch, cancel, retry)
+@click.command()
+@click.argument("job")
+@click.argument("priority", type=click.Choice(get_args(Priority)))
+@STATE
+@JSON
+def priority(job: str, priority: Any, state: str | None, as_json: bool) -> None:
+    """Give a durable job that waits another place in the queue."""
+
+    async def put(mesh: Mesh) -> None:
+        record = await mesh.attach(job).prioritise(priority)
+        output.say(record) if as_json else output.line(f"job {job} waits with priority {record.priority}")
+
+    run(state, put)
+
+
+COMMANDS = (jobs, why, result, artifacts, watch, cancel, retry, priority)

@@ -14,6 +14,7 @@ import click
 from outbid.cli import (
     calibrating,
     chatting,
+    dashboard,
     discovering,
     draining,
     exporting,
@@ -22,9 +23,12 @@ from outbid.cli import (
     joining,
     output,
     pausing,
+    pinning,
     policies,
     pulling,
+    quieting,
     submitting,
+    waking,
 )
 from outbid.cli.chaos import chaos
 from outbid.cli.doctor import doctor
@@ -75,10 +79,11 @@ def _from_stdin() -> str:
 @STATE
 @JSON
 def nodes(state: str | None, as_json: bool) -> None:
-    """The machines of the mesh and what they offer."""
+    """The machines of the mesh and what they offer, and those that are away."""
 
     async def show(mesh: Mesh) -> None:
-        output.nodes(await mesh.nodes(), as_json=as_json)
+        listed = await mesh.node_list()
+        output.nodes(listed.nodes, listed.away, as_json=as_json)
 
     run(state, show)
 
@@ -108,10 +113,15 @@ for command in (
     calibrating.calibrate,
     pausing.pause,
     pausing.resume,
+    pinning.pin,
+    pinning.evict,
+    quieting.quiet,
+    waking.wake,
     *joining.COMMANDS,
     *pulling.COMMANDS,
     discovering.discover_command,
     doctor,
+    dashboard.tui,
     chaos,
 ):
     cli.add_command(command)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from outbid_contracts.admin import InviteReply
+from outbid_contracts.admin import InviteReply, Sleeper
 from outbid_contracts.announced import Announced, remedy
 from outbid_contracts.artifacts import Artifact
 from outbid_contracts.codec import VERSION
@@ -51,7 +52,8 @@ def show(*parts: Any) -> None:
 # -- nodes and models --------------------------------------------------------------------------------------------------
 
 
-def nodes(views: Sequence[NodeView], *, as_json: bool) -> None:
+def nodes(views: Sequence[NodeView], away: Sequence[Sleeper], *, as_json: bool) -> None:
+    """JSON has only those that are there."""
     if as_json:
         say(views)
         return
@@ -74,7 +76,13 @@ def nodes(views: Sequence[NodeView], *, as_json: bool) -> None:
             f"{view.rtt_ms:.1f} ms" if view.rtt_ms is not None else "–",
             ", ".join(sorted({offer.capability for offer in presence.offers})) or "nothing",
         )
-    show(rows, *_remarks(views))
+    show(rows, *_remarks(views), *map(_away, away))
+
+
+def _away(sleeper: Sleeper) -> str:
+    since = time.strftime("%a %d %b %H:%M", time.localtime(sleeper.last_seen_ms / 1000))
+    how = f"`outbid wake {plain(sleeper.name)}` may wake it" if sleeper.wakeable else "no hardware address is known"
+    return f"[dim]{plain(sleeper.name)} is away since {since}; {how}[/dim]"
 
 
 def _gpus(resources: Resources) -> str:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import click
 
 from outbid.cli import output
-from outbid.cli.draining import find
 from outbid.cli.running import JSON, STATE, duration, run
 from outbid.mesh import Mesh
-from outbid_contracts import subjects
-from outbid_contracts.admin import PauseReply, PauseRequest
-from outbid_contracts.messages import Message
-
-PAUSE_TIMEOUT_S = 10.0
+from outbid_contracts.admin import PauseReply
 
 
 @click.command()
@@ -27,7 +21,12 @@ def pause(node: str | None, for_s: float | None, state: str | None, as_json: boo
     """Let this machine (or another one, by name or id) work for nobody else: what runs goes on elsewhere where it can,
     idle models leave memory. It lasts until `outbid resume`, also over restarts.
     """
-    _order(node, "pause", PauseRequest(for_s=for_s), state, as_json)
+
+    async def order(mesh: Mesh) -> None:
+        reply = await mesh.node(node).pause(for_s)
+        output.say(reply) if as_json else _tell(node or "this machine", reply)
+
+    run(state, order)
 
 
 @click.command()
@@ -36,15 +35,9 @@ def pause(node: str | None, for_s: float | None, state: str | None, as_json: boo
 @JSON
 def resume(node: str | None, state: str | None, as_json: bool) -> None:
     """End `outbid pause`."""
-    _order(node, "resume", Message(), state, as_json)
 
-
-def _order(node: str | None, verb: str, message: Any, state: str | None, as_json: bool) -> None:
     async def order(mesh: Mesh) -> None:
-        id = await find(mesh, node or str(mesh.local))
-        reply: PauseReply = await mesh.connection.request(
-            subjects.admin(id, verb), message, PauseReply, timeout_s=PAUSE_TIMEOUT_S
-        )
+        reply = await mesh.node(node).resume()
         output.say(reply) if as_json else _tell(node or "this machine", reply)
 
     run(state, order)

@@ -69,9 +69,9 @@ async def call_off(mesh: Mesh, job: str) -> None:
             click.echo(f"\ncancelled job {job}", err=True)
 
 
-def become(arguments: list[str]) -> None:
-    """The daemon is a program of its own, so that no face imports it: replace this process by it."""
-    command = [sys.executable, "-m", "outbid_node", *arguments]
+def become(arguments: list[str], module: str = "outbid_node") -> None:
+    """The daemon is a program of its own, so that no face imports it, and so is the dashboard: replace this process."""
+    command = [sys.executable, "-m", module, *arguments]
     if sys.platform == "win32":
         sys.exit(subprocess.run(command, check=False).returncode)
     sys.stdout.flush()
