@@ -187,7 +187,7 @@ def _section(seen: dict[str, Seen]) -> Section:
                 [
                     "CPU: part of one core, nobody presses a key.",
                     "Key to paint: from the write into the terminal to the end of the app's write after it took the"
-                    " key in. At rest the app paints up to 8 times a second, so up to a tenth of the keys may be"
+                    " key in. At rest the app paints some 4 to 6 times a second, so a few of the keys may be"
                     " matched with a paint that was under way.",
                 ],
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,13 +29,19 @@ class Timed(App[None]):
     """Mixed in before an app."""
 
     times: TextIO
-    _last: Event | None = None
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._keys: deque[Event] = deque(maxlen=20)
 
     async def on_event(self, event: Event) -> None:
-        """A key comes by twice: from the terminal, and bubbling up from where it was sent on to."""
+        """A key comes by twice: from the terminal, and, maybe after the next one, bubbling up from where it was sent
+        on to.
+        """
+        first = isinstance(event, Key) and not any(event is one for one in self._keys)
         await super().on_event(event)
-        if isinstance(event, Key) and event is not self._last:
-            self._last = event
+        if first:
+            self._keys.append(event)
             self._note("key")
 
     def _display(self, screen: Screen[Any], renderable: Any) -> None:

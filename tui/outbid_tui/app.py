@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -21,7 +22,7 @@ from outbid_tui.state import ALL, Kind, MeshState
 from outbid_tui.widgets.dialogs import Ask, Sure
 from outbid_tui.widgets.help import HelpScreen
 
-PAINTS_PER_S = 8
+PAINTS_PER_S = 4
 """How often what came from the mesh is painted. Keys are answered at once."""
 
 Reply = TypeVar("Reply")
@@ -58,6 +59,15 @@ class Dashboard(App[None]):
         self.feed = Feed(mesh, self.state, self._changed)
         self._start_on = start_on
         self._dirty: set[Kind] = set(ALL)
+
+    def run(self, *arguments: Any, **named: Any) -> None:
+        """In a process of its own: what was imported is not walked by the garbage collector again, and a thousand rows
+        made anew for each paint are not a reason to look for cycles.
+        """
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 50)
+        super().run(*arguments, **named)
 
     async def on_mount(self) -> None:
         await self.switch_mode(self._start_on)
