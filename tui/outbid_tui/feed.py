@@ -43,6 +43,8 @@ class Feed:
         self._ask_jobs = asyncio.Event()
         self._list_now = asyncio.Event()
         self._jobs_again_s = 0.0
+        self._asked: set[str] = set()
+        """The boots of the nodes that were there when jobs were listed last."""
         self._lost = False
         self.log_level: LogLevel = "info"
         self._follow_anew = asyncio.Event()
@@ -167,14 +169,18 @@ class Feed:
         self._listed.set()
         if not self._lost:
             self._link("")
-        if time.monotonic() >= self._jobs_again_s or not self.state.connected:
+        boots = {view.presence.boot for view in nodes.nodes}
+        if time.monotonic() >= self._jobs_again_s or not self.state.connected or not boots <= self._asked:
             await self._list_jobs()
+            self._asked = boots
         self.state.models = await self.mesh.model_list()
         self._on_change("models")
 
     async def _list_jobs(self) -> None:
-        self._on_change(self.state.took_jobs((await self.mesh.jobs(limit=JOBS)).jobs))
-        self._jobs_again_s = time.monotonic() + LIST_JOBS_EVERY_S
+        """What those tell who are there; from one that did not answer, or comes only now, jobs may be missing."""
+        reply = await self.mesh.jobs(limit=JOBS)
+        self._on_change(self.state.took_jobs(reply.jobs))
+        self._jobs_again_s = time.monotonic() + (LIST_EVERY_S if reply.silent else LIST_JOBS_EVERY_S)
 
     async def _wait(self, seconds: float) -> None:
         with suppress(TimeoutError):
