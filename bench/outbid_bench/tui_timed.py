@@ -21,6 +21,7 @@ from textual.widgets import DataTable, Footer
 from outbid import Mesh
 from outbid_tui import app as dashboard
 from outbid_tui.app import Dashboard
+from outbid_tui.memory import settle
 
 ROWS, COLUMNS = 1000, 8
 
@@ -71,6 +72,7 @@ class Bare(Timed):
 def main(what: str, times: str, *arguments: str) -> None:
     app: Timed = Bare() if what == "bare" else TimedDashboard(Mesh(state=arguments[0]), start_on=what)
     with Path(times).open("w") as app.times:
+        settle()
         app.run()
 
 

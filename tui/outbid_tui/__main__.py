@@ -8,6 +8,7 @@ import click
 
 from outbid import Mesh
 from outbid_tui.app import Dashboard
+from outbid_tui.memory import settle
 from outbid_tui.screens import SCREENS
 from outbid_tui.studio.graphics import ask_terminal
 
@@ -38,6 +39,7 @@ def main(
         given = {"--url": url, "--creds": creds, "--state": state, "--screen": screen}
         _serve([word for name, value in given.items() if value for word in (name, value)], host, port, public_url)
         return
+    settle()
     Dashboard(Mesh(url, creds=creds, state=state), start_on=screen, graphics=ask_terminal()).run()
 
 

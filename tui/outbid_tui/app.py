@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -59,15 +58,6 @@ class Dashboard(App[None]):
         self.feed = Feed(mesh, self.state, self._changed)
         self._start_on = start_on
         self._dirty: set[Kind] = set(ALL)
-
-    def run(self, *arguments: Any, **named: Any) -> Any:
-        """In a process of its own: what was imported is not walked by the garbage collector again, and a thousand rows
-        made anew for each paint are not a reason to look for cycles.
-        """
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(20_000, 20, 50)
-        return super().run(*arguments, **named)
 
     async def on_mount(self) -> None:
         await self.switch_mode(self._start_on)
