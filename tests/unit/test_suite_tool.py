@@ -45,9 +45,10 @@ def test_one_that_fails_again_fails_the_suite(tmp_path: Path) -> None:
     assert "UNSTEADY" not in said
 
 
-@pytest.mark.parametrize(
-    "text", ["def test_1(): x\ndef test_2(): x\ndef test_3(): x\ndef test_4(): x", "import nothing_"]
-)
+MANY = "\n".join(f"def test_{n}(): assert 0" for n in range(7))
+
+
+@pytest.mark.parametrize("text", [MANY, "import nothing_"])
 def test_many_failures_and_unreadable_tests_are_not_tried_again(tmp_path: Path, text: str) -> None:
     code, said = run(tmp_path, text)
     assert code != 0
