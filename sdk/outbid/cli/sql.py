@@ -143,15 +143,16 @@ def _rows(found: Table) -> Any:
         number = _NUMBER.match(column.type) is not None
         rows.add_column(output.plain(column.name), justify="right" if number else "left", overflow="fold")
     for row in found.rows:
-        rows.add_row(*("\n".join(map(output.plain, _cell(value).split("\n"))) for value in row))
+        rows.add_row(*("\n".join(map(output.plain, cell(value).split("\n"))) for value in row))
     return rows
 
 
-def _cell(value: Any) -> str:
-    """
-    >>> _cell(None), _cell(True), _cell(1.23456789), _cell({"a": 1.0})
+def cell(value: Any) -> str:
+    """A value of an answer, as people read it.
+
+    >>> cell(None), cell(True), cell(1.23456789), cell({"a": 1.0})
     ('NULL', 'true', '1.23457', 'a=1')
-    >>> _cell([1, "x"]), _cell(0.0001234567), _cell(1234567.25)
+    >>> cell([1, "x"]), cell(0.0001234567), cell(1234567.25)
     ('1, x', '0.000123457', '1234567.25')
     """
     match value:
@@ -162,9 +163,9 @@ def _cell(value: Any) -> str:
         case float():
             return f"{value:.6g}" if abs(value) < 1e5 else f"{value:.2f}".rstrip("0").rstrip(".")
         case dict():
-            return _clipped(", ".join(f"{key}={_cell(item)}" for key, item in value.items()))
+            return _clipped(", ".join(f"{key}={cell(item)}" for key, item in value.items()))
         case list() | tuple():
-            return _clipped(", ".join(map(_cell, value)))
+            return _clipped(", ".join(map(cell, value)))
     return str(value)
 
 

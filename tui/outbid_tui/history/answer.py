@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from outbid import Table
+from outbid.cli.sql import cell as written
 
 OVER = re.compile(r"^[ \t]*--[ \t]*over\b.*$", re.MULTILINE | re.IGNORECASE)
 """The line between a query for every node and the one over their answers."""
@@ -44,22 +45,12 @@ def is_number(type: str) -> bool:
 
 
 def cell(value: Any) -> str:
-    """
+    """As `outbid sql` writes it, on one line.
+
     >>> cell(None), cell(True), cell(1.23456789), cell({"a": 1.0}), cell([1, "x"]), cell("a\\nb")
     ('NULL', 'true', '1.23457', 'a=1', '1, x', 'a b')
     """
-    match value:
-        case None:
-            return "NULL"
-        case bool():
-            return str(value).lower()
-        case float():
-            return f"{value:.6g}" if abs(value) < 1e5 else f"{value:.2f}".rstrip("0").rstrip(".")
-        case dict():
-            return _short(", ".join(f"{key}={cell(item)}" for key, item in value.items()))
-        case list() | tuple():
-            return _short(", ".join(map(cell, value)))
-    return _short("".join(sign if sign.isprintable() else " " for sign in str(value)))
+    return _short("".join(sign if sign.isprintable() else " " for sign in written(value)))
 
 
 def _short(text: str) -> str:
