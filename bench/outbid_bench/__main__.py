@@ -14,7 +14,8 @@ from pathlib import Path
 from outbid_bench.loops import run
 from outbid_bench.machine import conditions
 from outbid_bench.options import Options, Simulation
-from outbid_bench.report import Section, write_page
+from outbid_bench.pages import write_page
+from outbid_bench.report import Section
 from outbid_contracts.policy import GOALS
 
 SUBSETS = {
@@ -46,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join([section.as_text(), "", *known, ""]), flush=True)
         sections[name] = section.as_markdown(known)
         if arguments.write:
-            write_page(arguments.write, sections)
+            section.draw(arguments.write)
+            write_page(arguments.write, sections, order=[*SUBSETS])
     return 0
 
 
