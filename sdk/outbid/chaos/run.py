@@ -18,6 +18,11 @@ from outbid.chaos.workload import Workload
 PATIENCE_S = 60.0
 """How long jobs may take to end once the storm is over."""
 
+NOTED_S = 5.0
+"""An end can be read as soon as its record is on disk; its owner's note in the trace comes after that."""
+
+READ_AGAIN_S = 0.25
+
 
 class Recovery(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds from a kill to the job running again."""
@@ -63,7 +68,21 @@ async def drill(
         both.create_task(storm.run(raging))
         both.create_task(workload.submit(lambda submitted: submitted < jobs))
     await workload.finish(PATIENCE_S)
-    return report(load(traces), workload, storm, seed=seed, seconds=time.monotonic() - started)
+    took_s = time.monotonic() - started
+    return report(await recorded(traces, workload.seen), workload, storm, seed=seed, seconds=took_s)
+
+
+async def recorded(traces: Sequence[Path], seen: Mapping[str, Seen]) -> list[Event]:
+    """What was recorded, as soon as it tells the end of every job whose end was read, or after NOTED_S: the note of an
+    owner that was killed never comes.
+    """
+    until = time.monotonic() + NOTED_S
+    while True:
+        history = load(traces)
+        told = {event["job"] for event in history if event["what"] in ("ended", "inherited")}
+        if time.monotonic() > until or all(job in told for job, found in seen.items() if found.state):
+            return history
+        await asyncio.sleep(READ_AGAIN_S)
 
 
 def report(history: Sequence[Event], workload: Workload, storm: Storm, *, seed: int, seconds: float) -> Report:
