@@ -27,6 +27,7 @@
 | `mesh.presence.<id>` | node -> all | Presence, every second and when it changes |
 | `mesh.hello` | new node -> all | its id or nothing; each other node sends its Presence |
 | `mesh.suspect` | node -> all | id of a node that does not answer, as text; each asks it before it believes that |
+| `mesh.ended.<server>` | nats-server -> all | it stops in order, JSON as NATS writes it (imported from `$SYS`) |
 | `mesh.capacity.<id>` | node -> all | Capacity: a full node has a free slot again |
 | `mesh.watch` | face -> all nodes | Watch, JSON or MessagePack, see `live.py`; no reply |
 | `mesh.auction.<owner>` | owner -> faces that watch | AuctionHeld, MessagePack |
@@ -47,6 +48,7 @@ RESERVED = frozenset(
         "admin",
         "artifacts",
         "auction",
+        "ended",
         "log",
         "node",
         "nodes",
@@ -90,6 +92,14 @@ NODES = "mesh.nodes.list"
 MODELS = "mesh.models.list"
 HELLO = "mesh.hello"
 SUSPECT = "mesh.suspect"
+
+
+# mesh.ended.NAFRRORCQ27VHY2R6XZYMDYUQMVV55QUQHM6IBGZNMBQ3THVMXC3C5BX
+def ended(server: str) -> str:
+    return f"mesh.ended.{server}"
+
+
+ENDED_ALL = "mesh.ended.*"
 
 
 # mesh.node.7k2f9qzt.award

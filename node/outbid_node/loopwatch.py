@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+
+from outbid_node import pace
 
 log = logging.getLogger(__name__)
 
@@ -19,12 +22,15 @@ class LoopWatch:
     def __init__(self) -> None:
         self.blocked = 0
         self.worst_s = 0.0
+        self.at_rest: Callable[[], bool] = lambda: False
+        """While this node has nothing to do it looks once a second, with everything else it does then."""
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            due = loop.time() + PERIOD_S
-            await asyncio.sleep(PERIOD_S)
+            pause_s = pace.left_s() if self.at_rest() else PERIOD_S
+            due = loop.time() + pause_s
+            await asyncio.sleep(pause_s)
             late_s = loop.time() - due
             self.worst_s = max(self.worst_s, late_s)
             if late_s > BLOCKED_S:

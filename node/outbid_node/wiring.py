@@ -159,6 +159,7 @@ class Wiring:
         self.waking = Waking(me=me, mesh=self.mesh, state=self.home.path, registry=self.registry, guest=self.is_guest)
         self.looking = Looking(me=me, name=self.name, bus=bus, owner=self.owner, worker=self.worker, tap=self.log_tap)
         self.presence.on_beat += [self.worker.stop_orphans, self.owner.forget_results, self.looking.sweep, self._beat]
+        self.watch.at_rest = lambda: not self.worker.attempts and not self.owner.running
         self.leases = LeaseKeeper(me=me, bus=bus, registry=self.registry, owner=self.owner)
         self.pool.on_change = self._pool_changed
         self.history.attach(owner=self.owner, worker=self.worker, registry=self.registry, resources=self.resources)

@@ -1,4 +1,4 @@
-"""Daemons that break a promise on purpose, to see whether the history checker notices.
+"""Daemons that break a promise on purpose, to see whether the history checker notices, or what else keeps it.
 
 `python -m tests.acceptance.broken_nodes up …` with BROKEN in the environment: the name of a function below.
 """
@@ -12,11 +12,13 @@ from collections.abc import Callable
 
 import msgspec
 
+from outbid_contracts import subjects
 from outbid_contracts.durable import DurableJob
 from outbid_contracts.messages import Settle
 from outbid_node.__main__ import main
 from outbid_node.durable.journal import Journal
 from outbid_node.owner import Owner
+from outbid_node.watch import Watch
 
 LATE_S = 10.0
 
@@ -46,7 +48,21 @@ def hasty() -> None:
     Journal.put = put  # type: ignore[method-assign]
 
 
-BREAKS: dict[str, Callable[[], None]] = {"unfenced": unfenced, "hasty": hasty}
+def no_ring() -> None:
+    """The neighbour is not asked whether it is there."""
+
+    async def ask_neighbour(self: Watch) -> None:
+        pass
+
+    Watch._ask_neighbour = ask_neighbour  # type: ignore[method-assign]
+
+
+def deaf() -> None:
+    """What dying servers say is not heard."""
+    subjects.ENDED_ALL = "mesh.ended.nobody"
+
+
+BREAKS: dict[str, Callable[[], None]] = {"unfenced": unfenced, "hasty": hasty, "no_ring": no_ring, "deaf": deaf}
 
 
 if __name__ == "__main__":

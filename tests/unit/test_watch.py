@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 from hypothesis import given
 
 from outbid_contracts.ids import NodeId
-from outbid_node.heartbeat import next_on_ring
+from outbid_node.watch import next_on_ring
 
 nodes = st.sets(st.from_regex(r"[a-z0-9]{4,8}", fullmatch=True).map(NodeId), min_size=2, max_size=30)
 

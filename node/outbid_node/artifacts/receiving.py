@@ -19,7 +19,7 @@ UPLOADS = 32
 IDLE_S = 30.0
 """Without a piece for so long, the node that sent them is gone."""
 
-LOOK_S = 1.0
+LOOK_S = 5.0
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[^\x00-\x1f\x7f/\\]{1,200}")

@@ -51,7 +51,7 @@ def ledger(
         url = _quote(f"nats-leaf://127.0.0.1:{leaf_port}")
         lines.append(
             f"leafnodes {{ reconnect: 1s, remotes: [ {{ url: {url}, account: {identity.account},"
-            f" credentials: {_quote(identity.node_creds)} }} ] }}"
+            f" credentials: {_quote(identity.node_creds)}, compression: off }} ] }}"
         )
     return "\n".join(lines) + "\n"
 
@@ -83,7 +83,7 @@ def router(
         "ping_max: 2",
         f"cluster {{ name: {_quote(cluster)}, listen: {_quote(listen(bind, route_port))}, pool_size: -1,"
         f" connect_retries: 1000000, no_advertise: true, {_route_tls(identity)}, routes: [ {urls} ] }}",
-        f"leafnodes {{ listen: {_quote(listen('127.0.0.1', leaf_port))}, no_advertise: true }}",
+        f"leafnodes {{ listen: {_quote(listen('127.0.0.1', leaf_port))}, no_advertise: true, compression: off }}",
     ]
     return "\n".join(lines) + "\n"
 

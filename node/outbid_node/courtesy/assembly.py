@@ -16,6 +16,7 @@ from outbid_contracts.codec import Format, decode
 from outbid_contracts.errors import InvalidRequest
 from outbid_contracts.ids import NodeId
 from outbid_contracts.messages import Message, Resources
+from outbid_node import pace
 from outbid_node.config_sections import CourtesySection
 from outbid_node.courtesy import pausing, quieting
 from outbid_node.courtesy.parts import Part, in_words, strictest
@@ -31,8 +32,6 @@ from outbid_node.terms import USUAL, Terms
 from outbid_node.worker import Worker
 
 log = logging.getLogger(__name__)
-
-LOOK_S = 1.0
 
 MAKE_ROOM_S = 10.0
 """So long after the person came, idle models go at once; later ones of his own stay loaded for KEEP_OWN_S."""
@@ -80,7 +79,7 @@ class Courtesy:
     async def run(self) -> None:
         while True:
             await self.look()
-            await asyncio.sleep(LOOK_S)
+            await pace.next_beat()
 
     async def look(self) -> None:
         """Read and judge once. A fault of ours must not take the node down: then the terms stay as they were."""

@@ -28,6 +28,7 @@ from outbid_contracts.errors import (
 from outbid_contracts.events import Finished
 from outbid_contracts.ids import JobId, NodeId
 from outbid_contracts.messages import Done, Job, JobRecord, JobState, Settle
+from outbid_node import pace
 from outbid_node.delivered import Delivered
 from outbid_node.durable.checkpoints import CheckpointStream
 from outbid_node.durable.claims import Claims
@@ -449,7 +450,7 @@ class Book:
         if await self.journal.open():
             await self._recover_surely()
         while True:
-            await asyncio.sleep(LOOK_S)
+            await pace.next_beat()
             self._alarms.ring()
             await self.after.look()
 

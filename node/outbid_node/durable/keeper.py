@@ -25,6 +25,7 @@ from outbid_contracts.errors import OutbidError, StorageFailed
 from outbid_contracts.ids import JobId, NodeId
 from outbid_contracts.keeping import Compare, Compared, Mirror, Mirrored, Noted, Released
 from outbid_contracts.messages import JobRecord
+from outbid_node import pace
 from outbid_node.client import Bus
 from outbid_node.durable.book import Book
 from outbid_node.durable.copies import Copies
@@ -156,7 +157,7 @@ class Keeper:
     async def run(self) -> None:
         await self._read()
         while True:
-            await asyncio.sleep(LOOK_S)
+            await pace.next_beat()
             if not self.book.ready.is_set():
                 continue
             owners = [owner for owner, kept in self._kept.items() if kept.holding.is_adoptable]

@@ -21,6 +21,7 @@ from outbid_contracts.durable import DurableJob
 from outbid_contracts.errors import OutbidError
 from outbid_contracts.ids import JobId, NodeId
 from outbid_contracts.keeping import COMPARE_AT_ONCE, Compare, Compared, Mirrored, Named, Noted, Released
+from outbid_node import pace
 from outbid_node.client import Bus
 from outbid_node.durable.book import Book, Moved
 from outbid_node.durable.chosen import Chosen, ChosenFile, is_fit, rendezvous
@@ -67,6 +68,7 @@ class Mirroring:
         self._allowed: dict[JobId, asyncio.Future[None]] = {}
         self._dropped: set[asyncio.Future[None]] = set()
         self._wake = asyncio.Event()
+        self._rests = False
         self._said = self._looked = 0.0
         self._away_since: float | None = time.monotonic()
         book.journal.on_commit.append(self._committed)
@@ -122,6 +124,8 @@ class Mirroring:
                 self.mirrored.gone(id, moved=not ended)
             else:
                 self.mirrored.changed(id)
+        if self._rests:
+            self._wake.set()
 
     # -- what people are told -------------------------------------------------------------------------------------
 
@@ -147,7 +151,7 @@ class Mirroring:
         await self.book.ready.wait()
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(RIPE_S):
+                async with asyncio.timeout(self._pause_s()):
                     await self._wake.wait()
             self._wake.clear()
             try:
@@ -155,6 +159,12 @@ class Mirroring:
             except (OutbidError, TimeoutError, OSError) as error:
                 self._lose(str(error) or "no answer")
                 await asyncio.sleep(PAUSE_S)
+
+    def _pause_s(self) -> float:
+        """While there is no durable job here once a second is enough; the first one ends that."""
+        book = self.book
+        self._rests = not (book.parked or book.ending or book.held or book.owner.running or self._allowed)
+        return pace.left_s() if self._rests else RIPE_S
 
     async def _step(self) -> None:
         keeper = await self._choose()

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from outbid_node import pace
 from outbid_node.history.child import CLOSE_S, Child
 from outbid_node.history.damage import Unusable, put_aside
 from outbid_node.history.frames import (
@@ -32,7 +33,6 @@ from outbid_node.history.store import FILE, OUT
 
 log = logging.getLogger(__name__)
 
-FLUSH_S = 1.0
 BATCH = 1000
 UNWRITTEN = 8
 """Batches on their way; more wait as notes."""
@@ -135,7 +135,7 @@ class KeptHistory:
         """For as long as the node runs."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), FLUSH_S)
+                await asyncio.wait_for(self._wake.wait(), pace.left_s())
             self._wake.clear()
             if self._child is None or self._child.ended.done():
                 await self._restart()

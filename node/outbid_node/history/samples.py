@@ -5,7 +5,6 @@ One reading costs 0.15 ms of the event loop (0.015 % of a core; measured with ps
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -13,13 +12,14 @@ from collections.abc import Callable, Iterable, Sequence
 import psutil
 
 from outbid_contracts.messages import Gpu, Resources
+from outbid_node import pace
 from outbid_node.history.interface import Note
 from outbid_node.history.rows import Samples
 
 LIVE_S = 300
 """How far back `live` goes."""
 
-PERIOD_S = 1.0
+PERIOD_S = pace.BEAT_S
 
 MEANS = (
     "cpu_percent",
@@ -57,12 +57,9 @@ class Sampler:
         self._before: Counters | None = None
 
     async def run(self) -> None:
-        loop = asyncio.get_running_loop()
-        due = loop.time()
         while True:
             self.take()
-            due = max(due + PERIOD_S, loop.time())  # after a pause of the machine none is made up for
-            await asyncio.sleep(due - loop.time())
+            await pace.next_beat()  # after a pause of the machine none is made up for
 
     def take(self) -> None:
         """One reading."""

@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from outbid_contracts import subjects
 from outbid_contracts.roles import ROLES, Role, Rules
 from outbid_node.identity.keys import MeshKey, SigningKey
 
@@ -29,9 +30,14 @@ def operator(key: MeshKey) -> str:
     return sign("outbid", key.operator.public, claims, key.operator, _ISSUED)
 
 
+_SHUTDOWN = "$SYS.SERVER.*.SHUTDOWN"
+"""What a nats-server tells the others of its cluster when it stops in order."""
+
+
 def system_account(key: MeshKey) -> str:
-    """The servers' own account. Nobody has credentials for it."""
+    """The servers' own account. Nobody has credentials for it; of what it knows, the mesh is told who stops."""
     claims = _account(_LIMITS | {"wildcards": True})
+    claims["exports"] = [{"name": "ended", "subject": _SHUTDOWN, "type": "stream"}]
     return sign("SYS", key.system_account.public, claims, key.operator, _ISSUED)
 
 
@@ -39,6 +45,8 @@ def mesh_account(key: MeshKey, revoked: Mapping[str, int] | None = None) -> str:
     """`revoked`: users by public key, with the time (Unix seconds) up to which their JWTs are refused."""
     claims = _account(_LIMITS | _JETSTREAM | {"wildcards": True})
     claims["signing_keys"] = [_scope(key.role(role.name).public, role) for role in ROLES.values()]
+    ended = {"name": "ended", "subject": _SHUTDOWN, "type": "stream", "local_subject": subjects.ended("$1")}
+    claims["imports"] = [ended | {"account": key.system_account.public}]
     if revoked:
         claims["revocations"] = dict(revoked)
     return sign("MESH", key.account.public, claims, key.operator, _ISSUED)

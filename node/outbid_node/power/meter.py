@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from outbid_contracts.messages import Resources
+from outbid_node import pace
 from outbid_node.config_sections import PowerSection
 from outbid_node.power.account import Account, Spent
 from outbid_node.power.processor import Runner
@@ -80,12 +81,15 @@ class EnergyMeter:
         self._second = (0.0, 0.0)
         self._now: dict[str, Any] = {}
         self._denied = False
+        self._begun = asyncio.Event()
         self.recall: Callable[[], Awaitable[None]] = _nothing
         """Asked once: what attempts took before this start."""
         self.on_reading: Callable[[], None] = lambda: None
         """After each one; for tests."""
 
     def begin(self, key: str, device: str, runner: Runner) -> None:
+        if not self.account.active:
+            self._begun.set()
         self.account.begin(key, device, runner, time.monotonic())
 
     def end(self, key: str) -> Spent | None:
@@ -107,11 +111,22 @@ class EnergyMeter:
         try:
             while True:
                 self.beat()
-                await asyncio.sleep(BEAT_S)
+                await self._until_next()
         finally:
             recalling.cancel()
             if self._reader is not None:
                 self._reader.close()
+
+    async def _until_next(self) -> None:
+        """A beat while attempts are under way; while nothing runs one wake-up a second is enough."""
+        if not self.account.active:
+            self._begun.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pace.left_s()):
+                    await self._begun.wait()
+                    await asyncio.sleep(BEAT_S)
+            return
+        await asyncio.sleep(BEAT_S)
 
     def beat(self) -> None:
         """Ask for a reading if one is due. Nothing waits for it."""
@@ -121,7 +136,7 @@ class EnergyMeter:
             if now - self._read_at > STUCK_S and self._stuck < 2:
                 self._give_up()
             return
-        if not self.account.active and now - self._read_at < REST_S:
+        if not self.account.active and now - self._read_at < REST_S - BEAT_S:
             return
         self._read_at = now
         state, sources = self._state(), self._sources
