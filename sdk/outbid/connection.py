@@ -236,16 +236,19 @@ class Connection:
         *,
         idle_timeout_s: float | None,
         check: Callable[[], Awaitable[None]] | None = None,
+        more: Callable[[], bool] = lambda: False,
     ) -> AsyncGenerator[Any, None]:
         """One request, many replies until the empty one. `idle_timeout_s` bounds the wait for each; with `check` it is
-        only how often that is asked, which raises what the wait ends with.
+        only how often that is asked, which raises what the wait ends with. `more`, asked at the empty one, says whether
+        to listen on all the same: what another node sends may come after it.
         """
         async with aclosing(self._exchange(subject, message, idle_timeout_s, check)) as replies:
             async for msg in replies:
                 _raise_error(msg, subject)
-                if not msg.data:
+                if msg.data:
+                    yield decode(msg.data, type)
+                elif not more():
                     return
-                yield decode(msg.data, type)
 
     async def pieces(
         self, subject: str, message: Any, *, idle_timeout_s: float

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from outbid.connection import Connection
@@ -42,6 +42,9 @@ SILENT_S = 2.0
 ANSWER_S = 5.0
 """How long it may take to say so. One that does not answer may be frozen; it is asked again."""
 
+LATE_S = 1.0
+"""How long the last pieces are waited for that the end overtook: they come from the winner, the end from the owner."""
+
 _MAY_PASS = (NodeUnreachable, NoNode, UnknownCapability, Draining, NoBid, UnknownModel)
 """What a node says that has just started, or is about to stop, or does not know the others yet."""
 
@@ -71,6 +74,8 @@ class Following:
         self._model: str | None = None
         self._heard = False
         """Whether the present exchange has brought anything."""
+        self._end: Finished | None = None
+        """It came before the last pieces."""
         self._progress = time.monotonic()
 
     async def events(self) -> AsyncGenerator[JobEvent, None]:
@@ -101,7 +106,7 @@ class Following:
             self.reattached += 1
 
     async def _exchange(self) -> AsyncGenerator[JobEvent, None]:
-        self._heard = False
+        self._heard, self._end = False, None
         connection = await self._connected()
         stream = connection.stream(
             self._subject,
@@ -109,12 +114,32 @@ class Following:
             JobEvent,
             idle_timeout_s=SILENT_S,
             check=lambda: self._check(connection),
+            more=lambda: self._end is not None,
         )
         async with aclosing(stream) as events:
             async for event in events:
                 self._heard = True
+                if isinstance(event, Finished) and self._lacks(event):
+                    self._end = event
+                    async with aclosing(self._late(events, event)) as pieces:
+                        async for piece in pieces:
+                            yield piece
                 yield event
         raise NodeUnreachable("the stream ended without a result")
+
+    async def _late(self, events: AsyncGenerator[JobEvent, None], end: Finished) -> AsyncGenerator[JobEvent, None]:
+        """The last pieces, if they come; without them the end must do."""
+        with suppress(TimeoutError):
+            while self._lacks(end):
+                async with asyncio.timeout(LATE_S):
+                    event = await anext(events, None)
+                if event is None:
+                    return
+                yield event
+
+    def _lacks(self, end: Finished) -> bool:
+        """Asked with a job that had ended before, it brings no pieces, and no award."""
+        return end.attempt == self._pieces.attempt and len(self._pieces.data) < end.chunks
 
     def _resume(self) -> dict[str, Any]:
         if not self.reattached:

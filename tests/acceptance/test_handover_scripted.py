@@ -380,7 +380,31 @@ async def test_a_stream_is_taken_up_again_where_it_broke(node: NodeProcess, peer
     assert pieces == [(1, 0), (1, 1), (101, 2)]
 
 
+@pytest.mark.parametrize("comes", [True, False])
+async def test_a_last_piece_that_the_end_overtook_is_waited_for(
+    node: NodeProcess, peer: ScriptedPeer, comes: bool
+) -> None:
+    """The winner sends the pieces and the owner the end: from two machines they come on different ways."""
+    owner = ScriptedOwner(peer)
+    await owner.start()
+    end = msgspec.structs.replace(END, chunks=4)
+    async with mesh_of(node) as mesh:
+        reading = asyncio.ensure_future(_read(mesh.stream("odd.one", {"x": 1}, job="odd")))
+        reply, _ = await owner.request()
+        await owner.tell(reply, award_of(1), piece(1, 0), piece(1, 1), piece(1, 2), end)
+        await peer.nc.publish(reply, b"")
+        if comes:
+            await owner.tell(reply, piece(1, 3))
+        seen = await asyncio.wait_for(reading, 20)
+    assert [event.seq for event in seen if isinstance(event, Chunk)] == [0, 1, 2, 3][: 4 if comes else 3]
+    assert seen[-1] == end, "the result is whole in any case"
+
+
 # -- helpers -----------------------------------------------------------------------------------------------------------
+
+
+async def _read(events: AsyncIterator[JobEvent]) -> list[JobEvent]:
+    return [event async for event in events]
 
 
 def _stream(mesh: Mesh, message: dict[str, Any]) -> AsyncIterator[JobEvent]:

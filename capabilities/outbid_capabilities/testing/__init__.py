@@ -93,12 +93,17 @@ class EchoParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The process stops answering, pings too."""
     silent: bool = False
     """Only this job never ends, nor answers its cancellation."""
+    stamp: bool = False
+    """Each piece says when it left the runner."""
     model: str | None = None
 
 
 class EchoChunk(msgspec.Struct, frozen=True, kw_only=True):
+    """`mono_ns`: the machine's monotonic clock, if asked for."""
+
     text: str
     n: int
+    mono_ns: int = 0
 
 
 class EchoResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -75,7 +75,8 @@ class FakeRunner(BlockingRunner):
             if stopped:
                 break
             self._count()
-            attempt.chunk({"text": pieces[n], "n": n})
+            stamp = {"mono_ns": time.monotonic_ns()} if params.get("stamp") else {}
+            attempt.chunk({"text": pieces[n], "n": n, **stamp})
         took = time.perf_counter() - begun
         text = "".join(pieces[first:]) if first else params.get("text", "")
         result = {"text": text, "pid": os.getpid()}
