@@ -54,7 +54,19 @@ class RunError(Exception):
 class Attempt:
     """One job to do. All methods may be called from any thread; the first of done, failed, stopped counts."""
 
-    __slots__ = ("_ended", "_kit", "_lock", "cancelled", "capability", "files", "heard", "key", "params", "save_wanted")
+    __slots__ = (
+        "_begun",
+        "_ended",
+        "_kit",
+        "_lock",
+        "cancelled",
+        "capability",
+        "files",
+        "heard",
+        "key",
+        "params",
+        "save_wanted",
+    )
 
     def __init__(self, kit: Kit, order: Mapping[str, Any], files: dict[str, bytes]) -> None:
         """`order`: the header of the daemon's `run`. `files`: the parameters that hold bytes, and `checkpoint` where it
@@ -68,6 +80,7 @@ class Attempt:
         self.save_wanted = False
         """Set before `cancelled`: give a last checkpoint, the job goes on elsewhere."""
         self._kit, self._lock, self._ended = kit, threading.Lock(), False
+        self._begun = time.perf_counter()
 
     @property
     def ended(self) -> bool:
@@ -97,7 +110,8 @@ class Attempt:
         payloads: Payloads = (),
     ) -> None:
         """`timings` in seconds; `measured` is {unit: (how many, seconds)} actually spent, the estimator's food."""
-        header: dict[str, Any] = {"type": "done", "attempt": self.key, "result": result}
+        took_s = time.perf_counter() - self._begun
+        header: dict[str, Any] = {"type": "done", "attempt": self.key, "result": result, "took_s": took_s}
         if timings:
             header["timings"] = timings
         if measured:

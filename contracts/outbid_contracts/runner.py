@@ -135,7 +135,8 @@ class CheckpointData(Header, frozen=True, kw_only=True, tag="checkpoint"):
 
 
 class RunDone(Header, frozen=True, kw_only=True, tag="done"):
-    """`timings` in seconds. `measured` is {unit: [how many, seconds]} actually spent, the estimator's food.
+    """`timings` in seconds. `measured` is {unit: [how many, seconds]} actually spent, the estimator's food. `took_s`:
+    from when the runner read its `run`; None from one that does not say.
 
     Payload frames are the artifacts listed in the result, in that order (`Capability.artifacts`).
     """
@@ -144,6 +145,7 @@ class RunDone(Header, frozen=True, kw_only=True, tag="done"):
     result: dict[str, Any]
     timings: dict[str, float] = {}
     measured: dict[str, tuple[float, float]] = {}
+    took_s: float | None = None
 
 
 class RunFailed(Header, frozen=True, kw_only=True, tag="failed"):

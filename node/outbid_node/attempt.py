@@ -142,6 +142,17 @@ class Attempt:
             self._tell_again = now + TELL_S
             self.worker.bus.post(subjects.job_event(self.job.id), encode(event, Format.JSON))
 
+    def _took_s(self, message: RunDone) -> float:
+        """What this node takes for such work. Without what the daemon adds (see `lag`), but with what an attempt needs
+        that has files to fetch or a runner to be loaded.
+        """
+        whole_s = time.monotonic() - self.started
+        runner_s = message.took_s
+        if runner_s is None or not 0.0 <= runner_s <= whole_s or not self.was_warm or self.entry.capability.inputs:
+            return whole_s
+        self.worker.lag.note(whole_s - runner_s)
+        return runner_s
+
     def _learn(self, message: RunDone) -> None:
         capability, file = self.entry.capability, self.file
         room = self.worker.pool.room(capability, file)
@@ -149,7 +160,7 @@ class Attempt:
         run = Run(
             work=self.job.work,
             measured=message.measured,
-            took_s=time.monotonic() - self.started,
+            took_s=self._took_s(message),
             warm=self.was_warm,
             beside=(self.running_beside + max(0, room.slots - room.free)) / 2,
             part=self.is_rest,

@@ -93,6 +93,7 @@ class Owner:
         self._cancel_here = cancel_here
         self.checkpoints = Checkpoints()
         self.trust = Trust()
+        self._lag = auctioneer.worker.lag
         registry.stretch = self.trust.stretch
         self.placer = Placer(
             me=me,
@@ -346,10 +347,11 @@ class Owner:
             owned.conclude()
 
     def _judge(self, owned: OwnedJob, node: NodeId, *, done: bool) -> None:
-        """Hold the node's promise against what the attempt took, from its award to now."""
+        """Hold the node's promise against what the attempt took, from its award to now, but for this daemon's lag."""
         if owned.promised_s is not None and owned.awarded:
             took_s = time.monotonic() - owned.awarded
-            self.trust.note(node, owned.job.capability, owned.promised_s, took_s, done=done)
+            promised_s = owned.promised_s + self._lag.seconds
+            self.trust.note(node, owned.job.capability, promised_s, took_s, done=done)
 
     def _complete(self, owned: OwnedJob) -> Finished:
         """The caller has all of it. Under a number of its own: a result that the lost attempt still brings is stale."""

@@ -45,6 +45,7 @@ from outbid_node.bidding import bid_of, explain_offer, later_bid, too_long
 from outbid_node.catalogue import Catalogue, Entry
 from outbid_node.choosing import left_s
 from outbid_node.client import Bus
+from outbid_node.lag import Lag
 from outbid_node.offering import Offering
 from outbid_node.power.meter import Meter
 from outbid_node.runners.pool import RunnerPool, Wanted, device_kind, key_of, wanted
@@ -85,6 +86,7 @@ class Worker:
         self.offering = Offering(catalogue, meter, lambda *told: self.on_ready(*told))
         self.draining = False
         self.meter = meter
+        self.lag = Lag()
         self.terms: Callable[[bool], Terms] = lambda own: USUAL
         """Of courtesy; `own` for what somebody at this very machine waits for."""
         self.trace = Trace("", node, "")
