@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-AT_MOST = 6
+AT_MOST = 3
 SOME_FAILED = 1
 
 

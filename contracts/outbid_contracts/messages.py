@@ -422,6 +422,10 @@ class Considered(Message, frozen=True, kw_only=True):
     """By how much the owner lengthened its times before ranking, because this node's promises ran short so far."""
     excluded: str = ""
     """Non-empty: why the policy ruled it out."""
+    added_j: float | None = None
+    """The joules that were ranked instead of the bid's, for a policy that counts what the job adds to a machine that
+    works anyhow: by itself, or as one of those that were let go for that node together.
+    """
 
 
 class BidSheet(Message, frozen=True, kw_only=True):

@@ -10,11 +10,12 @@ choices; Mitzenmacher 2001), so that the cost of a job does not grow with the me
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import random
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -26,11 +27,13 @@ from outbid_contracts.errors import OutbidError
 from outbid_contracts.ids import NodeId
 from outbid_contracts.messages import Bid, BidSheet, CallForProposals, Considered, Decline, Job, Proposal
 from outbid_contracts.policy import Policy
-from outbid_node.bidding import explain_offer, later_bid, make_bid, too_long
+from outbid_node.bidding import bid_of, explain_offer, later_bid, too_long
 from outbid_node.choosing import Want, choose, promising
 from outbid_node.client import Bus, is_no_responders
+from outbid_node.company import joining_j
+from outbid_node.estimate import estimate
 from outbid_node.places import Place, Places, with_free
-from outbid_node.ranking import explain, rank
+from outbid_node.ranking import Added, explain, rank
 from outbid_node.registry import Registry
 from outbid_node.worker import Worker
 
@@ -56,6 +59,11 @@ SAMPLE = 4
 
 MIN_WAIT_S, UNKNOWN_WAIT_S, MAX_WAIT_S = 0.05, 0.1, 1.0
 
+WORTH = 0.05
+"""A late answer is waited for longer, for this part of the seconds that its node would gain by its standing offer: a
+busy machine may need a tenth of a second for an answer.
+"""
+
 LATE_S = 2.0
 """How long late answers are still read for their round trip."""
 
@@ -79,8 +87,14 @@ class Auction:
     waited_s: float = 0.0
     """What the job waited before it, and for what."""
     waited_for: str = ""
+    aim: NodeId | None = None
+    """It was for the slot of that node that the job was let go for, and saw no busy nodes."""
+    given: dict[NodeId, int] = field(default_factory=dict)
+    """How many awards this owner had sent to those that were asked, when they were asked."""
     arrived_s: dict[NodeId, float] = field(default_factory=dict)
     """How long after they were asked the nodes' answers were there."""
+    added: Added | None = None
+    """Of a thrifty job: the joules that count instead of a bid's."""
     _why: str = ""
     _judged: tuple[list[Considered], Policy] | None = None
 
@@ -133,15 +147,20 @@ class Auctioneer:
         self.stretch: Callable[[str, Bid], float] = lambda capability, bid: 1.0
         """By how much this owner lengthens what a node promises for such work."""
 
-    async def hold(self, job: Job, attempt: int, want: Want, claimed: Collection[NodeId] = ()) -> Auction:
+    async def hold(
+        self, job: Job, attempt: int, want: Want, claimed: Collection[NodeId] = (), aim: NodeId | None = None
+    ) -> Auction:
         """Hold one auction for `job`, as `want` says: among the nodes that it does not exclude, with what is left of
-        its deadline. The slots of `claimed` are for others that are on their way there.
+        its deadline. The slots of `claimed` are for others that are on their way there. With `aim` only for that node's
+        slot or a better idle one.
         """
         started = time.perf_counter()
-        auction = Auction(attempt)
+        auction = Auction(attempt, aim=aim)
+        if want.thrifty:
+            auction.added = self._added(job, want)
         if want.deadline is not None:
             job = msgspec.structs.replace(job, policy=want.policy_left(time.monotonic()))
-        proposals, alone = self._standing_proposals(job, want, claimed)
+        proposals, alone = self._standing_proposals(job, want, claimed, aim)
         self._rank(auction, job, proposals)
         able = auction.able
         if len(able) == 1 and alone:
@@ -156,17 +175,19 @@ class Auctioneer:
     def choice(self, auction: Auction, want: Want, target: NodeId | None = None) -> Considered | None:
         """The bid to award now, or the later one to wait for. A job that was let go for a slot of `target` takes one
         while that is there: whether waiting pays better was weighed with those before it in view, who are to have the
-        slots that an auction of one job would wait for.
+        slots that an auction of one job would wait for. Without that slot an auction that aimed at it decides nothing.
         """
         left = auction.ranked
         if auction.refused:
             left = [c for c in left if c.bid.later or c.bid.node not in auction.refused]
-        if left and not left[0].bid.later and not left[0].excluded:
+        elif left and not left[0].bid.later and not left[0].excluded and auction.aim is None:
             return left[0]
         if target is not None:
             able = [c for c in left if not c.bid.later and not c.excluded]
             if any(c.bid.node == target for c in able):
                 return able[0]
+        if auction.aim is not None:
+            return None
         now = time.monotonic()
         return choose(left, want.policy_left(now), want.waited_s(now))
 
@@ -176,18 +197,39 @@ class Auctioneer:
         auction.declines.append(decline)
         place = self.registry.places(job.capability, job.model).get(decline.node)
         if place is not None and place.free <= 0 and isinstance(bid := self._standing_proposal(job, place), Bid):
-            auction.ranked += self._ranked(job, [bid])
+            auction.ranked += self._ranked(job, [bid], auction.added)
+
+    def catch_up(self, auction: Auction, job: Job, want: Want) -> None:
+        """Jobs that this owner awarded while it waited for answers crowd the nodes that they went to: the bids of these
+        did not know of them.
+        """
+        places, crowded = self.registry.places(job.capability, job.model), dict[NodeId, tuple[Place, int]]()
+        for node, given in auction.given.items():
+            place = places.get(node)
+            if place is not None and place.given > given:
+                crowded[node] = (place, place.given - given)
+                auction.given[node] = place.given
+        if crowded:
+            bids = [
+                _beside(c.bid, job, *crowded[c.bid.node]) if c.bid.node in crowded else c.bid for c in auction.ranked
+            ]
+            policy = want.policy_left(time.monotonic())
+            auction.ranked = self._ranked(msgspec.structs.replace(job, policy=policy), bids, auction.added)
+            auction.judged(policy)
 
     # -- from standing offers -------------------------------------------------------------------------------------
 
-    def _standing_proposals(self, job: Job, want: Want, claimed: Collection[NodeId]) -> tuple[list[Proposal], bool]:
+    def _standing_proposals(
+        self, job: Job, want: Want, claimed: Collection[NodeId], aim: NodeId | None
+    ) -> tuple[list[Proposal], bool]:
         """Of the nodes worth looking at, and whether there is only one such node at all."""
         places = self.registry.places(job.capability, job.model)
-        looked_at = self._sample(job, want, places)
+        place = places.get(aim) if aim is not None else None
+        looked_at = self._sample(job, want, places) if place is None else _about(place, want, places)
         unclaimed = [place for place in looked_at if place.node not in claimed] if claimed else looked_at
-        proposals = [self._standing_proposal(job, place) for place in unclaimed or looked_at]
+        proposals = [self._standing_proposal(job, place, want) for place in unclaimed or looked_at]
         if len(looked_at) < len(places) and not any(isinstance(p, Bid) for p in proposals):
-            proposals = [self._standing_proposal(job, p) for p in places if p.node not in want.excluded]
+            proposals = [self._standing_proposal(job, p, want) for p in places if p.node not in want.excluded]
         return proposals, len(looked_at) == 1
 
     def _sample(self, job: Job, want: Want, places: Places) -> Sequence[Place]:
@@ -203,7 +245,7 @@ class Auctioneer:
             return [*mine, *random.sample(others, min(SAMPLE, len(others)))]
         return promising(want, places, time.monotonic(), CONSIDER)
 
-    def _standing_proposal(self, job: Job, place: Place) -> Proposal:
+    def _standing_proposal(self, job: Job, place: Place, want: Want | None = None) -> Proposal:
         offer, node = place.offer, place.node
         if node == self.me:
             return self._own(job)
@@ -214,7 +256,11 @@ class Auctioneer:
         if place.free > 0:
             offer = with_free(offer, place.free)
             why = explain_offer(offer)
-            bid = make_bid(node, job.id, offer, job.work, zone=place.zone, why=why, standing=True)
+            if want is not None and want.work is job.work:
+                numbers = want.numbers(place, max(0, offer.slots - place.free), offer.warm)
+            else:
+                numbers = estimate(offer, job.work)
+            bid = bid_of(node, job.id, offer, numbers, zone=place.zone, why=why, standing=True)
             return _later(bid, place.way_s)
         if (start_s := place.frees_in(time.monotonic())) is not None:
             bid = later_bid(node, job.id, offer, job.work, start_s=start_s, zone=place.zone, standing=True)
@@ -245,17 +291,22 @@ class Auctioneer:
         later = [c for c in auction.ranked if c.bid.later and not c.excluded]
         asked += [c.bid.node for c in later if c.score < able[0].score][:ASK_BUSY]
         remote = [node for node in asked if node != self.me]
+        places = self.registry.places(job.capability, job.model)
+        auction.given = {node: place.given for node in asked if (place := places.get(node)) is not None}
         proposals: list[Proposal] = [self._own(job)] if self.me in asked else []
-        proposals += await self._collect(job, remote, auction.arrived_s)
+        hopes = {c.bid.node: c.bid.finish_s for c in able if c.bid.node in asked}
+        proposals += await self._collect(job, remote, auction.arrived_s, hopes)
         auction.asked = len(asked)
         answered = {proposal.node for proposal in proposals}
         auction.declines = [decline for decline in auction.declines if decline.node not in answered]
         proposals += [c.bid for c in later if c.bid.node not in answered][:ASK_AT_MOST]
         self._rank(auction, job, proposals)
 
-    async def _collect(self, job: Job, nodes: Sequence[NodeId], arrived_s: dict[NodeId, float]) -> list[Proposal]:
+    async def _collect(
+        self, job: Job, nodes: Sequence[NodeId], arrived_s: dict[NodeId, float], hopes: Mapping[NodeId, float]
+    ) -> list[Proposal]:
         """Ask `nodes`, wait until all answered or the learned deadline passed; the silent are noted as late. When each
-        answer came goes into `arrived_s`.
+        answer came goes into `arrived_s`. `hopes`: in how many seconds nodes would be done, by their standing offers.
 
         Each is asked by name rather than all by one broadcast: a dead node then answers at once (no responders).
         """
@@ -280,10 +331,8 @@ class Auctioneer:
         for node, inbox in inboxes.items():
             self.bus.post(subjects.node(node, "cfp"), data, reply=inbox)
         try:
-            async with asyncio.timeout(self._patience(nodes)):
-                await complete.wait()
-        except TimeoutError:
-            log.debug("not all bids came in time", extra={"action": "auction_closed_early"})
+            if not await _is_set(complete, self._patience(nodes)):
+                await _is_set(complete, _more_s(hopes, answers, self.me))
         finally:
             # A late answer comes too late for this job, but tells how far away its node is.
             asyncio.get_running_loop().call_later(LATE_S, self._close, list(inboxes.values()))
@@ -314,14 +363,20 @@ class Auctioneer:
         return proposal if (proposal.job, proposal.node) == (job.id, node) else None
 
     def _rank(self, auction: Auction, job: Job, proposals: Sequence[Proposal]) -> None:
-        auction.ranked = self._ranked(job, [p for p in proposals if isinstance(p, Bid)])
+        auction.ranked = self._ranked(job, [p for p in proposals if isinstance(p, Bid)], auction.added)
         auction.declines += [p for p in proposals if isinstance(p, Decline)]
         auction.judged(job.policy)
 
-    def _ranked(self, job: Job, bids: Sequence[Bid]) -> list[Considered]:
+    def _added(self, job: Job, want: Want) -> Added:
+        """What the job adds to each node; where it was let go for one together with others, its share of that."""
+        node, share_j = want.share_j or (None, 0.0)
+        places, now = self.registry.places(job.capability, job.model), time.monotonic()
+        return lambda bid: share_j if bid.node == node and not bid.later else joining_j(places, now, bid)
+
+    def _ranked(self, job: Job, bids: Sequence[Bid], added: Added | None = None) -> list[Considered]:
         name_of = self.registry.name_of
         names: dict[str, str] = {bid.node: name_of(bid.node) for bid in bids}
-        return rank(bids, job.policy, names, functools.partial(self.stretch, job.capability))
+        return rank(bids, job.policy, names, functools.partial(self.stretch, job.capability), added)
 
 
 def _promising(able: Sequence[Considered], job: Job) -> Sequence[Considered]:
@@ -330,6 +385,12 @@ def _promising(able: Sequence[Considered], job: Job) -> Sequence[Considered]:
     if len(alike) <= ASK_AT_MOST or job.policy.prefer or job.policy.avoid:
         return able[:ASK_AT_MOST]
     return random.sample(alike, ASK_AT_MOST)
+
+
+def _about(aim: Place, want: Want, places: Places) -> Sequence[Place]:
+    """That place, and the idle ones that may be better by now."""
+    others = promising(want, places, time.monotonic(), ASK_AT_MOST, later=False)
+    return [aim, *(place for place in others if place is not aim)][:ASK_AT_MOST]
 
 
 def _cfp(job: Job) -> CallForProposals:
@@ -349,6 +410,40 @@ def _later(bid: Bid, seconds: float) -> Bid:
     return msgspec.structs.replace(
         bid, start_s=bid.start_s + seconds / 2, finish_s=bid.finish_s + seconds, finish_p90_s=bid.finish_p90_s + seconds
     )
+
+
+def _beside(bid: Bid, job: Job, place: Place, more: int) -> Bid:
+    """The bid with so many more jobs beside it, by what the standing offer says about crowding."""
+    if bid.later:
+        return bid
+    offer = place.offer
+    then = estimate(with_free(offer, place.free), job.work)
+    before = estimate(with_free(offer, min(offer.slots, place.free + more)), job.work)
+    slower = then.finish_s / before.finish_s if before.finish_s > 0 else 1.0
+    return msgspec.structs.replace(
+        bid,
+        finish_s=slower * bid.finish_s,
+        finish_p90_s=slower * bid.finish_p90_s,
+        energy_j=bid.energy_j * (then.energy_j / before.energy_j if before.energy_j > 0 else 1.0),
+        cost_usd=bid.cost_usd * (then.cost_usd / before.cost_usd if before.cost_usd > 0 else 1.0),
+    )
+
+
+async def _is_set(event: asyncio.Event, within_s: float) -> bool:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            await event.wait()
+    return event.is_set()
+
+
+def _more_s(hopes: Mapping[NodeId, float], answers: Mapping[NodeId, Proposal], me: NodeId) -> float:
+    """How much longer the late ones are worth waiting for."""
+    known = [bid.finish_s for bid in answers.values() if isinstance(bid, Bid) and not bid.later]
+    known += [hopes[me]] if me in hopes else []
+    late = [finish_s for node, finish_s in hopes.items() if node not in answers and node != me]
+    if not (known and late):
+        return 0.0
+    return min(MAX_WAIT_S, max(0.0, WORTH * (min(known) - min(late))))
 
 
 def _late(job: Job, node: NodeId) -> Decline:

@@ -15,13 +15,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from math import exp, log
+from math import exp, inf, log
 from statistics import NormalDist
 from types import MappingProxyType
 
 from outbid_contracts.ids import NodeId
 from outbid_contracts.messages import Considered
 from outbid_contracts.policy import Policy, weights_of
+from outbid_node.company import Arrivals
+from outbid_node.gathering import gather
 from outbid_node.options import CAUTION, Option, Wait, Want, pick, waiting_pays, weighed
 from outbid_node.outlook import Outlook, promising
 from outbid_node.places import FEW, Place, Places
@@ -65,38 +67,65 @@ def plan(
     on_way: Mapping[NodeId | None, int] = MappingProxyType({}),
     most: int | None = None,
     gains: Collection[NodeId] | None = None,
+    arrivals: Arrivals | None = None,
 ) -> Plan:
     """Walk the queue. `on_way`: slots that jobs let go before are on their way to; the places do not know of them yet.
-    `gains`: the nodes that have more room than at the last walk, so that a job which was looked at a moment ago is only
-    compared with those (`Wait.until`); None: look at all anew.
+    `gains`: the nodes that have more room than at the last walk. A job that was looked at a moment ago (`Wait.until`)
+    is only compared with those; on a large mesh it takes what it waits for, or better, without a look at the others.
+    None: look at all anew. `arrivals`: of such jobs; None: nobody else will come.
+
+    Jobs that wait for company are looked at last, for they take no slot from the others.
 
     Pure, but that a job remembers what it waits for, and since when it waits though it could have gone.
     """
-    made, outlook = Plan(), Outlook(places, now)
+    made, aside = Plan(), list[Want]()
+    outlook = Outlook(places, now, arrivals.mean_s(now) if arrivals is not None else inf)
     gained = _known(gains, places)
     for node, count in on_way.items():
         outlook.claim(node, count)
-    if most is None:
-        most = LOOK_AHEAD if len(places) <= FEW else OF_MANY
-    for want in islice(queue, most):
+    for want in islice(queue, most or look_ahead(places)):
         if not outlook.any_idle():
             break
         made.looked += 1
-        wait = outlook.still_waits(want, gained) if gained is not None else None
-        if wait is not None:
+        if want.thrifty and arrivals is not None:
+            _count(want, arrivals, now)
+        wait = want.wait if gained is not None else None
+        option = outlook.gain(want, wait, gained) if wait is not None and gained else None
+        if option is not None and outlook.large and not want.thrifty:
+            made.go.append((want, option.place))
+            outlook.take(option)
+        elif option is None and wait is not None and outlook.still_holds(wait):
             made.waits.append(wait)
             outlook.take(wait.best)
         else:
-            _give(want, outlook, made)
+            _give(want, outlook, made, aside)
+    if aside:
+        go, waits = gather(aside, outlook)
+        made.go += go
+        made.waits += waits
     return made
 
 
-def _give(want: Want, outlook: Outlook, made: Plan) -> None:
-    """The job has the slot where it is best off, as things are now."""
+def look_ahead(places: Places) -> int:
+    """How many jobs of a queue are looked at."""
+    return LOOK_AHEAD if len(places) <= FEW else OF_MANY
+
+
+def _count(want: Want, arrivals: Arrivals, now: float) -> None:
+    if not want.counted:
+        want.counted = True
+        arrivals.came(now)
+
+
+def _give(want: Want, outlook: Outlook, made: Plan, aside: list[Want]) -> None:
+    """The job has the slot where it is best off, as things are now; or is put `aside`, for it may wait for company."""
     now = outlook.now
     idle, later = outlook.options(want)
     best = pick(idle, later, want.waited_s(now))
-    want.wait = None
+    want.wait = want.share_j = None
+    if best is not None and best.company is not None:
+        aside.append(want)
+        return
     if best is None and outlook.hopeless(want):
         made.go.append((want, None))
     elif best is None or best.later:
@@ -109,7 +138,7 @@ def _give(want: Want, outlook: Outlook, made: Plan) -> None:
     outlook.take(best)
 
 
-def _known(gains: Collection[NodeId] | None, places: Places) -> Sequence[Place] | None:
+def _known(gains: Collection[NodeId] | None, places: Places) -> list[Place] | None:
     """Those of them that still offer such work; None if all is to be looked at anew."""
     if gains is None or len(gains) > MOST_GAINS:
         return None
@@ -134,6 +163,7 @@ def waits_for(best: Considered, able: Sequence[Considered], want: Want) -> Wait:
 
 def as_option(considered: Considered, policy: Policy) -> Option:
     bid, stretch = considered.bid, considered.stretch
+    energy_j = bid.energy_j if considered.added_j is None else considered.added_j
     return weighed(
         policy,
         weights_of(policy),
@@ -144,7 +174,7 @@ def as_option(considered: Considered, policy: Policy) -> Option:
         stretch * bid.start_s,
         stretch * bid.finish_s,
         stretch * bid.finish_p90_s,
-        stretch * bid.energy_j,
+        stretch * energy_j,
         bid.cost_usd,
         stretch,
     )

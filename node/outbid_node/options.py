@@ -11,6 +11,7 @@ import msgspec
 from outbid_contracts.ids import NodeId
 from outbid_contracts.messages import Work
 from outbid_contracts.policy import Policy, Weights
+from outbid_node.company import Company, per_s, thrifty
 from outbid_node.estimate import Estimate, estimate
 from outbid_node.places import Place, with_free
 from outbid_node.ranking import remaining, total
@@ -47,6 +48,17 @@ class Want:
     wait: Wait | None = field(init=False, default=None)
     """What the last walk found, if it is to wait."""
     known: dict[NodeId, tuple[Any, int, Estimate]] = field(init=False, default_factory=dict)
+    thrifty: bool = field(init=False)
+    """Whether its policy makes it wait for company, and counts joules by what it adds."""
+    gathers: float | None = field(init=False, default=None)
+    """When it first waited for company."""
+    counted: bool = field(init=False, default=False)
+    """It is among the arrivals that are here."""
+    share_j: tuple[NodeId, float] | None = field(init=False, default=None)
+    """It was let go for that node together with others: what it adds there as one of them."""
+
+    def __post_init__(self) -> None:
+        self.thrifty = thrifty(self.policy)
 
     @property
     def picky(self) -> bool:
@@ -57,6 +69,10 @@ class Want:
     def waited_s(self, now: float) -> float:
         """Since it first left an idle slot to others."""
         return 0.0 if self.since is None else now - self.since
+
+    def gathered_s(self, now: float) -> float:
+        """Since it first waited for company."""
+        return 0.0 if self.gathers is None else now - self.gathers
 
     def policy_left(self, now: float) -> Policy:
         """The policy with what is left of the deadline."""
@@ -89,7 +105,7 @@ class Want:
 class Option:
     """A slot that a job could have, now or `later`. Times count from now; `score` is the ranking's, `cautious` the same
     with the times taken with caution, `per_s` what a second adds to it. `late`: its p90 misses the deadline. `tier`: 0
-    preferred, 2 avoided.
+    preferred, 2 avoided. `company`: it is worth waiting for there, and the score counts the joules of a full batch.
     """
 
     node: NodeId
@@ -104,6 +120,7 @@ class Option:
     tier: int
     stretch: float = 1.0
     place: Place | None = None
+    company: Company | None = None
 
     @property
     def order(self) -> tuple[bool, int, float, NodeId]:
@@ -114,19 +131,22 @@ class Option:
 @dataclass(slots=True, eq=False)
 class Wait:
     """It waits for a slot of `best`; `instead` is the idle one that it leaves to others. Until then this is taken to
-    hold, but for nodes that have more room meanwhile.
+    hold, but for nodes that have more room meanwhile. `gathers`: for others to begin with there.
     """
 
     want: Want
     best: Option | None
     instead: Option | None = None
     until: float = 0.0
+    gathers: bool = False
 
     @property
     def reason(self) -> str:
         """For people."""
         if self.best is None:
             return ""
+        if self.gathers:
+            return _awaits(self.best)
         told = f"{self.best.name} is expected free in {self.best.start_s:.2g} s"
         if self.instead is None:
             return told
@@ -134,6 +154,13 @@ class Wait:
         if sooner_s > 0:
             return f"{told} and finishes {sooner_s:.2g} s sooner than {self.instead.name}"
         return f"{told} and is better for this job's policy than {self.instead.name}"
+
+
+def _awaits(best: Option) -> str:
+    if best.company is None:
+        return f"waits for company on {best.name}"
+    alone_j, full_j, of = best.company
+    return f"waits for company on {best.name}: alone {alone_j:.3g} J, as one of {of} {full_j:.2g} J"
 
 
 def pick(idle: Option | None, later: Option | None, waited_s: float = 0.0) -> Option | None:
@@ -168,6 +195,7 @@ def weighed(
     cost_usd: float,
     stretch: float,
     place: Place | None = None,
+    company: Company | None = None,
 ) -> Option:
     score = cautious = total(weights, left_s, finish_s, p90_s, energy_j, cost_usd)
     if later:
@@ -176,7 +204,7 @@ def weighed(
     late = left_s is not None and p90_s > left_s
     tier = tier_of(policy, node, name) if policy.prefer or policy.avoid else 1
     return Option(
-        node, name, later, start_s, finish_s, score, cautious, weights.p50 + weights.p90, late, tier, stretch, place
+        node, name, later, start_s, finish_s, score, cautious, per_s(weights), late, tier, stretch, place, company
     )
 
 

@@ -9,13 +9,14 @@ import math
 from bisect import bisect_left, insort
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 import msgspec
 
 from outbid_contracts.ids import NodeId
 from outbid_contracts.messages import Offer, Work
 from outbid_contracts.policy import Zone
-from outbid_node.estimate import estimate
+from outbid_node.estimate import Estimate, estimate
 
 FEW = 12
 """So many nodes are simply all looked at."""
@@ -37,7 +38,8 @@ class Place:
     """One node's offer as an owner sees it now. `frees`: when each taken slot is expected to be free again, in seconds
     of the owner's clock, the soonest first; there may be fewer than slots are taken.
 
-    `way_s` is the round trip to it, `stretch` by how much its promises run short.
+    `way_s` is the round trip to it, `stretch` by how much its promises run short. `given`: awards that this owner ever
+    sent there.
     """
 
     node: NodeId
@@ -48,6 +50,7 @@ class Place:
     name: str = ""
     way_s: float = 0.0
     stretch: float = 1.0
+    given: int = 0
 
     @property
     def idle(self) -> bool:
@@ -77,10 +80,13 @@ class Order:
         return (node for _, node in self._line)
 
     def put(self, node: NodeId, value: float) -> None:
-        if self._values.get(node) != value:
-            self.drop(node)
-            self._values[node] = value
-            insort(self._line, (value, node))
+        before = self._values.get(node)
+        if before == value:
+            return
+        if before is not None:
+            del self._line[bisect_left(self._line, (before, node))]
+        self._values[node] = value
+        insort(self._line, (value, node))
 
     def drop(self, node: NodeId) -> None:
         value = self._values.pop(node, None)
@@ -112,21 +118,34 @@ class _Class:
         self.costs = costs
         self.idle, self.busy = Orders(), Orders()
         self.stale = set(nodes)
+        self._in: dict[NodeId, Orders] = {}
+        self._known: dict[tuple[NodeId, int], tuple[Offer, Estimate]] = {}
+        """By free slots: most news are that one is taken or free again."""
 
     def refresh(self, places: Mapping[NodeId, Place]) -> None:
         for node in self.stale:
-            self._arrange(node, places.get(node))
+            place = places.get(node)
+            if place is None or place.offer.blocked:
+                self._leave(node)
+            else:
+                self._arrange(node, place)
         self.stale.clear()
 
-    def _arrange(self, node: NodeId, place: Place | None) -> None:
-        if place is None or place.offer.blocked:
-            self.idle.drop(node)
-            self.busy.drop(node)
-            return
-        mine, other = (self.idle, self.busy) if place.free > 0 else (self.busy, self.idle)
-        begins = 0.0 if place.free > 0 or not place.frees else place.frees[0]
-        numbers = estimate(with_free(place.offer, place.free), self.work)
-        other.drop(node)
+    def _leave(self, node: NodeId) -> None:
+        if (orders := self._in.pop(node, None)) is not None:
+            orders.drop(node)
+
+    def _arrange(self, node: NodeId, place: Place) -> None:
+        free, begins, mine = place.free, 0.0, self.idle
+        if free <= 0:
+            begins, mine = place.frees[0] if place.frees else 0.0, self.busy
+        if self._in.get(node) is not mine:
+            self._leave(node)
+            self._in[node] = mine
+        known = self._known.get((node, free))
+        if known is None or known[0] is not place.offer:
+            known = self._known[node, free] = place.offer, estimate(with_free(place.offer, free), self.work)
+        numbers = known[1]
         mine.time.put(node, begins + numbers.finish_s * place.stretch + place.way_s)
         if self.costs:
             mine.energy.put(node, numbers.energy_j)
@@ -216,13 +235,20 @@ class Places:
         name = size_class(work)
         place = self._places.get(self._quickest.get(name, NodeId("")))
         if place is None:
-            place = min(self, key=lambda p: (_alone_s(p, work), p.node), default=None)
+            place = min(self._quick(work), key=lambda p: (_alone_s(p, work), p.node), default=None)
             if place is None:
                 return 1.0
             if len(self._quickest) >= MAX_CLASSES:
                 self._quickest.clear()
             self._quickest[name] = place.node
         return _alone_s(place, work)
+
+    def _quick(self, work: Work) -> Iterable[Place]:
+        """Where the quickest is to be found."""
+        if len(self) <= FEW:
+            return self
+        found = (islice(orders.time, FEW) for orders in self.orders(work, costs=False))
+        return [self._places[node] for order in found for node in order]
 
     def orders(self, work: Work, *, costs: bool = True) -> tuple[Orders, Orders]:
         """Of the idle and of the busy places that are not blocked, for work of about this size. Without `costs` only

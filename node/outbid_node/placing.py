@@ -93,7 +93,7 @@ class Placer:
                     self.on_auction(owned, auction)
                 if awarded:
                     return
-                if not auction.waiting_may_help:
+                if not auction.waiting_may_help and auction.aim is None:
                     raise self._no_bid(owned, auction)
                 owned.auctions.pop()
                 await self._wait(owned, ticket, auction)
@@ -112,7 +112,8 @@ class Placer:
         hold, want, number = self.auctioneer.hold, ticket.want, owned.number + 1
         rest = owned.delivered.rest(owned.job) if owned.delivered else rest_of(owned.job, saved)
         claimed = self.waiting.claimed(ticket)
-        auction = await hold(rest, number, want, claimed)
+        aim = self._target(ticket) if saved is None and not want.thrifty else None
+        auction = await hold(rest, number, want, claimed, aim)
         if owned.failed_on and not auction.able and not auction.waiting_may_help:
             auction = await hold(rest, number, want.without_exclusions())
         if rest.model != owned.job.model and not auction.able and not auction.waiting_may_help:
@@ -128,6 +129,8 @@ class Placer:
     async def _award_best(self, owned: OwnedJob, auction: Auction, ticket: Ticket, saved: Saved | None) -> bool:
         """Award the best bid, then the next best, as long as that is better than waiting. False if nobody took it."""
         choice, target = self.auctioneer.choice, self._target(ticket)
+        if auction.given:
+            self.auctioneer.catch_up(auction, owned.job, ticket.want)
         while (best := choice(auction, ticket.want, target)) is not None and not best.bid.later:
             if await self._award(owned, best, auction, saved):
                 return True
@@ -135,15 +138,16 @@ class Placer:
 
     def _target(self, ticket: Ticket) -> NodeId | None:
         """Whose slot it is to take. Of a few nodes an auction has the answers of all, newer than what the walk knew,
-        and another one costs little: so there all is weighed again.
+        and another one costs little: so there all is weighed again. Not for a thrifty job: an auction knows nothing of
+        those that it was let go with.
         """
-        return ticket.target if len(self.registry.places(*ticket.key)) > FEW else None
+        return ticket.target if ticket.want.thrifty or len(self.registry.places(*ticket.key)) > FEW else None
 
     async def _wait(self, owned: OwnedJob, ticket: Ticket, auction: Auction) -> None:
         """Until its turn comes again."""
         want = ticket.want
         best = self.auctioneer.choice(auction, want)
-        if best is not None:
+        if best is not None and best.bid.later:
             ticket.wait = waits_for(best, auction.able, want)
         reason = ticket.reason or reasons.declines(auction, self.registry)
         self._tell(owned, Waiting(job=owned.job.id, reason=reason))

@@ -32,17 +32,21 @@ Names = Mapping[str, str] | Mapping[NodeId, str]
 Stretch = Callable[[Bid], float]
 """By how much a node's promises run short: 1 or more."""
 
+Added = Callable[[Bid], float | None]
+"""Joules that count instead of a bid's own; None: its own."""
 
-def score(bid: Bid, policy: Policy, stretch: float = 1.0) -> dict[str, float]:
+
+def score(bid: Bid, policy: Policy, stretch: float = 1.0, added_j: float | None = None) -> dict[str, float]:
     """The parts of a bid's score, in seconds-equivalents; only those that count. `stretch` lengthens its times, and its
-    joules with them: they are watts times seconds. Its dollars may be a flat price.
+    joules with them: they are watts times seconds. Its dollars may be a flat price. `added_j` counts instead of its
+    joules, if given.
     """
     weights = weights_of(policy)
     finish_s, p90_s = times(bid, stretch)
     parts = {}
     if time := weights.p50 * finish_s + weights.p90 * p90_s:
         parts["time"] = time
-    if energy := stretch * weights.per_j * bid.energy_j:
+    if energy := stretch * weights.per_j * (bid.energy_j if added_j is None else added_j):
         parts["energy"] = energy
     if money := weights.per_usd * bid.cost_usd:
         parts["money"] = money
@@ -102,13 +106,19 @@ def remaining(policy: Policy, waited_s: float) -> Policy:
 
 
 def rank(
-    bids: Iterable[Bid], policy: Policy, names: Names | None = None, stretch: Stretch | None = None
+    bids: Iterable[Bid],
+    policy: Policy,
+    names: Names | None = None,
+    stretch: Stretch | None = None,
+    added: Added | None = None,
 ) -> list[Considered]:
     """All bids, best first, the excluded ones last. `policy.deadline_s` is what is left of it (see `remaining`). Ties
     go to the one that can begin now, then to the warm one, then by node id.
     """
     known: Names = names or {}
-    considered = [_consider(bid, policy, known, stretch(bid) if stretch else 1.0) for bid in bids]
+    considered = [
+        _consider(bid, policy, known, stretch(bid) if stretch else 1.0, added(bid) if added else None) for bid in bids
+    ]
     return ordered(considered, policy) if len(considered) > 1 else considered
 
 
@@ -118,12 +128,20 @@ def ordered(considered: Iterable[Considered], policy: Policy) -> list[Considered
     return sorted(considered, key=lambda c: _order(c, policy, wished))
 
 
-def _consider(bid: Bid, policy: Policy, names: Names, stretch: float) -> Considered:
+def _consider(bid: Bid, policy: Policy, names: Names, stretch: float, added_j: float | None) -> Considered:
     name = names.get(bid.node, bid.node)
     if not _is_promise(bid):
         return Considered(bid=bid, name=name, score=0.0, excluded=NO_PROMISE)
-    parts, excluded = score(bid, policy, stretch), exclusion(bid, policy)
-    return Considered(bid=bid, name=name, score=sum(parts.values()), parts=parts, stretch=stretch, excluded=excluded)
+    parts, excluded = score(bid, policy, stretch, added_j), exclusion(bid, policy)
+    return Considered(
+        bid=bid,
+        name=name,
+        score=sum(parts.values()),
+        parts=parts,
+        stretch=stretch,
+        excluded=excluded,
+        added_j=added_j,
+    )
 
 
 def _order(considered: Considered, policy: Policy, wished: bool) -> tuple[bool, bool, int, float, bool, bool, str]:
@@ -174,12 +192,18 @@ def _difference(best: Considered, second: Considered) -> str:
     a, b = best.bid, second.bid
     facts = [f"{times(a, best.stretch)[0]:.3g} s against {times(b, second.stretch)[0]:.3g} s"]
     if a.energy_j or b.energy_j:
-        facts.append(f"{_joules(best.stretch * a.energy_j)} against {_joules(second.stretch * b.energy_j)}")
+        facts.append(f"{_joules(ranked_j(best))} against {_joules(ranked_j(second))}")
     if a.cost_usd or b.cost_usd:
         facts.append(f"{_dollars(a.cost_usd)} against {_dollars(b.cost_usd)}")
     if a.warm != b.warm:
         facts.append("warm against cold" if a.warm else "cold against warm")
     return f"{', '.join(facts)} for {second.name}"
+
+
+def ranked_j(considered: Considered) -> float:
+    """Its joules as they were ranked."""
+    joules = considered.bid.energy_j if considered.added_j is None else considered.added_j
+    return considered.stretch * joules
 
 
 def _joules(value: float) -> str:

@@ -168,6 +168,7 @@ class Registry:
             return
         now = time.monotonic()
         place.free = max(0, place.free - 1)
+        place.given += 1
         if finish_s is not None and finish_s >= NOTED_S:
             frees = list(place.frees)
             insort(frees, now + finish_s)

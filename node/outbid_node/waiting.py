@@ -20,7 +20,8 @@ from outbid_contracts.events import Waiting
 from outbid_contracts.ids import NodeId
 from outbid_contracts.messages import Job, Work
 from outbid_contracts.policy import Policy
-from outbid_node.choosing import LOOK_AHEAD, Wait, Want, plan
+from outbid_node.choosing import LOOK_AHEAD, Wait, Want, look_ahead, plan
+from outbid_node.company import Arrivals, thrifty
 from outbid_node.quotas import Quotas
 from outbid_node.registry import OfferKey, Registry
 from outbid_node.shares import Line
@@ -112,6 +113,11 @@ class Ticket:
         if self._want is not None:
             self._want.tag = None
 
+    @property
+    def counted(self) -> bool:
+        """Whether it is among the arrivals that are here."""
+        return self._want is not None and self._want.counted
+
     def work(self) -> Work:
         if self._want is None and self._load is not None:
             return self._load().work
@@ -141,6 +147,7 @@ class WaitingRoom:
         self._passing_by: Counter[str] = Counter()
         """By submitter, where that counts."""
         self._looked: dict[OfferKey, float] = {}
+        self._arrivals: dict[OfferKey, Arrivals] = {}
         self._short: set[OfferKey] = set()
         """Where more would have gone, had not so many been on their way."""
         self.on_wait: Callable[[OfferKey], None] = lambda key: None
@@ -164,15 +171,18 @@ class WaitingRoom:
         """
         key = (job.capability, job.model)
         ticket = Ticket(key, job.created_ms, next(self._numbers), _nothing, job.durable, job.submitter, load)
-        if self._may_pass(ticket):
+        may_pass = self._may_pass(ticket)
+        if may_pass and not (thrifty(job.policy) and self._callers.total() < self._limit):
             self._pass(ticket, None)
             return ticket
-        tell(Waiting(job=job.id, reason="other jobs wait already"))
-        await self.wait(ticket)
+        others = "" if may_pass else "other jobs wait already"
+        await self.wait(ticket, lambda: tell(Waiting(job=job.id, reason=others or ticket.reason)))
         return ticket
 
-    async def wait(self, ticket: Ticket) -> None:
-        """Wait (again) at the ticket's own place. Raises Busy when too many wait."""
+    async def wait(self, ticket: Ticket, waits: Callable[[], None] | None = None) -> None:
+        """Wait (again) at the ticket's own place; `waits` is called if its turn does not come at once. Raises Busy when
+        too many wait.
+        """
         if not ticket.patient:
             if self._callers.total() >= self._limit:
                 raise Busy(f"{self._limit} jobs wait already; try again later or raise limits.max_waiting")
@@ -182,6 +192,8 @@ class WaitingRoom:
         self._callers[ticket.submitter] += not ticket.patient
         self.queue(ticket)
         try:
+            if waits is not None and ticket.queued:
+                waits()
             await turn
         except BaseException:
             self.leave(ticket)
@@ -227,13 +239,25 @@ class WaitingRoom:
             line = self._lines[ticket.key] = Line(self.quotas.weights)
         first = not len(line)
         line.push(ticket)
-        self._let_go(ticket.key)
+        if self._matters(ticket, line):
+            self._let_go(ticket.key)
         if first and ticket.queued:
             self.on_wait(ticket.key)
+
+    def _matters(self, ticket: Ticket, line: Line[Ticket]) -> bool:
+        """Whether a walk could let it go, or others now that it is there: not if it is behind all that a walk looks at,
+        and these were looked at when there was as much room as now.
+        """
+        depth = look_ahead(self._registry.places(*ticket.key))
+        if len(line) <= depth or ticket.key not in self._looked or self._is_open(ticket.key):
+            return True
+        return ticket in itertools.islice(line, depth)
 
     def leave(self, ticket: Ticket) -> None:
         """It has its slot, or wants none any more."""
         ticket.leave()
+        if ticket.counted and (arrivals := self._arrivals.get(ticket.key)) is not None:
+            arrivals.went(time.monotonic(), ticket.seconds)
         if ticket.queued:
             self._lines[ticket.key].discard(ticket)
             self._dequeue(ticket)
@@ -293,12 +317,20 @@ class WaitingRoom:
             return ()
         self._looked[key] = now = time.monotonic()
         wants = (ticket.want for ticket in self._allowed(line))
-        made = plan(wants, places, now, on_way=passing, gains=places.gains())
+        made = plan(wants, places, now, on_way=passing, gains=places.gains(), arrivals=self._arrivals_of(key))
         for wait in made.waits:
             wait.want.tag.wait = wait
         going = made.go[: free - on_way]
         (self._short.add if len(going) < len(made.go) else self._short.discard)(key)
         return [(want.tag, place.node if place is not None else None) for want, place in going]
+
+    def _arrivals_of(self, key: OfferKey) -> Arrivals:
+        arrivals = self._arrivals.get(key)
+        if arrivals is None:
+            if len(self._arrivals) >= MOST_COUNTED:
+                del self._arrivals[next(iter(self._arrivals))]
+            arrivals = self._arrivals[key] = Arrivals()
+        return arrivals
 
     def _allowed(self, line: Line[Ticket]) -> Iterable[Ticket]:
         """Those whose submitter may have one more job run."""

@@ -23,11 +23,12 @@ from outbid_node import reasons
 from outbid_node.catalogue import Catalogue
 from outbid_node.choosing import choose
 from outbid_node.client import Bus, NoResponders
+from outbid_node.company import joining_j, thrifty
 from outbid_node.lookup import Lookup
 from outbid_node.micro import Request
 from outbid_node.owner import Owner
 from outbid_node.policies import Policies
-from outbid_node.ranking import Stretch, explain, rank, remaining
+from outbid_node.ranking import Added, Stretch, explain, rank, remaining
 from outbid_node.registry import Registry, Standing
 
 ASK_S = 2.0
@@ -85,6 +86,7 @@ class WhatIfDesk:
             ),
             names=self.registry.names(),
             stretch=partial(self.auctioneer.stretch, job.capability),
+            added=partial(joining_j, self.registry.places(job.capability, job.model), time.monotonic()),
             nobody=reasons.nobody_able(job.capability, job.model, self.registry),
         )
         return WhatIfReply(
@@ -145,11 +147,13 @@ class WhatIfDesk:
         without = named(asked.without, self.registry.names() | bidders)
         wanted = [self.policies.settled(_changed(record.policy, policy)) for policy in _policies(asked)]
         stretches = {considered.bid.node: considered.stretch for considered in sheet.bids}
+        added = {considered.bid.node: considered.added_j for considered in sheet.bids}
         hall = Hall(
             proposals=[*(considered.bid for considered in sheet.bids), *sheet.declines],
             sheet=sheet,
             names=bidders,
             stretch=lambda bid: stretches[bid.node],
+            added=lambda bid: added.get(bid.node),
             nobody=NoBid("no bid is left on the sheet"),
             waited_s=(sheet.opened_ms - record.created_ms) / 1000,
         )
@@ -164,7 +168,7 @@ class WhatIfDesk:
 
 class Hall:
     """The same proposals, ranked as often as one likes. `sheet` is the form to fill; `nobody` is the error if there is
-    no proposal at all; `waited_s` of a deadline had passed.
+    no proposal at all; `waited_s` of a deadline had passed. `added` counts for thrifty policies.
     """
 
     def __init__(
@@ -174,6 +178,7 @@ class Hall:
         sheet: BidSheet,
         names: dict[str, str],
         stretch: Stretch,
+        added: Added,
         nobody: OutbidError,
         waited_s: float = 0.0,
     ) -> None:
@@ -181,6 +186,7 @@ class Hall:
         self._sheet = sheet
         self._names = names
         self._stretch = stretch
+        self._added = added
         self._nobody = nobody
         self._waited_s = waited_s
 
@@ -193,7 +199,8 @@ class Hall:
         """The auction under that policy, without those nodes."""
         left = [proposal for proposal in self._proposals if proposal.node not in without]
         counted = remaining(policy, self._waited_s)
-        ranked = rank((one for one in left if isinstance(one, Bid)), counted, self._names, self._stretch)
+        bids = (one for one in left if isinstance(one, Bid))
+        ranked = rank(bids, counted, self._names, self._stretch, self._added if thrifty(policy) else None)
         declines = tuple(one for one in left if isinstance(one, Decline))
         best = choose(ranked, counted)
         sheet = msgspec.structs.replace(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -212,17 +213,27 @@ class Fleet:
         self.gone: list[tuple[str, NodeId | None]] = []
         self.seq = 0
 
-    def beat(self, name: str, unit_s: float, free: int, *frees_s: float, capability: str = "llm.chat") -> None:
+    def beat(
+        self,
+        name: str,
+        unit_s: float,
+        free: int,
+        *frees_s: float,
+        capability: str = "llm.chat",
+        slots: int = 1,
+        crowding: float = 0.0,
+    ) -> None:
         self.seq += 1
         offer = Offer(
             capability=capability,
             model=None,
             warm=True,
-            slots=1,
+            slots=slots,
             free=free,
             load_s=0,
             fixed_s=0,
             rates={"u": unit_s},
+            crowding=crowding,
             frees_s=frees_s,
             default=True,
         )
@@ -331,3 +342,53 @@ def test_who_was_let_go_for_a_slot_leaves_the_better_later_one_to_those_before_i
     assert chosen("elsewhere") == "fast", "the slot that it went for is gone, so all is weighed anew"
     auction.refused.add(NodeId("slow"))
     assert chosen("slow") == "fast"
+
+
+def test_after_a_refusal_the_later_bid_of_that_node_is_compared_with_who_is_idle() -> None:
+    """It is told last: the first of the others is not the best for that."""
+    registry = Registry(ME)
+    auctioneer = Auctioneer(me=ME, bus=cast(Any, None), registry=registry, worker=cast(Any, None))
+    want, auction = Want({"u": 1.0}, Policy(goal="fastest")), Auction(1)
+    auction.ranked = rank([bid("fast", 1.0), bid("slow", 500.0)], want.policy)
+    auction.refused.add(NodeId("fast"))
+    auction.ranked += rank([bid("fast", 2.0, later=True)], want.policy)
+    best = auctioneer.choice(auction, want)
+    assert best is not None
+    assert (best.bid.node, best.bid.later) == ("fast", True)
+
+
+def test_an_auction_for_one_slot_that_is_gone_sends_the_job_back_to_the_queue() -> None:
+    """It saw no busy nodes, so it cannot tell whether another idle one is worth taking."""
+    registry = Registry(ME)
+    auctioneer = Auctioneer(me=ME, bus=cast(Any, None), registry=registry, worker=cast(Any, None))
+    want, auction = Want({"u": 1.0}, Policy(goal="fastest")), Auction(1, aim=NodeId("fast"))
+    auction.ranked = rank([bid("fast", 3.0), bid("slow", 50.0)], want.policy)
+    best = auctioneer.choice(auction, want, NodeId("fast"))
+    assert best is not None
+    assert best.bid.node == "fast"
+    auction.refused.add(NodeId("fast"))
+    assert auctioneer.choice(auction, want, NodeId("fast")) is None
+
+
+# -- several at the same instant ---------------------------------------------------------------------------------------
+
+
+def test_six_jobs_whose_bids_were_all_asked_for_before_the_first_award_spread_as_the_estimates_say() -> None:
+    """Two nodes alike, on which a job takes half as long again for each that runs beside it."""
+    fleet = Fleet()
+    for name in ("a", "b"):
+        fleet.beat(name, 1.0, 4, slots=4, crowding=0.5)
+    registry = fleet.registry
+    auctioneer = Auctioneer(me=ME, bus=cast(Any, None), registry=registry, worker=cast(Any, None))
+    wants = [Want({"u": 1.0}, Policy(goal="fastest")) for _ in range(6)]
+    auctions = [Auction(1, given={NodeId("a"): 0, NodeId("b"): 0}) for _ in wants]
+    for auction, want in zip(auctions, wants, strict=True):
+        auction.ranked = rank([bid("a", 1.0), bid("b", 1.1)], want.policy)
+    went: list[str] = []
+    for auction, want in zip(auctions, wants, strict=True):
+        auctioneer.catch_up(auction, msgspec.structs.replace(job(), work=want.work), want)
+        best = auctioneer.choice(auction, want)
+        assert best is not None
+        went.append(best.bid.node)
+        registry.take(best.bid.node, "llm.chat", None, best.bid.finish_s)
+    assert went == ["a", "b", "a", "b", "a", "b"]

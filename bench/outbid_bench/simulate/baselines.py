@@ -11,7 +11,7 @@ import random
 from collections import deque
 from collections.abc import Sequence
 
-from outbid_bench.simulate.clock import wall_s
+from outbid_bench.simulate.clock import cpu_s
 from outbid_bench.simulate.fleets import Absence
 from outbid_bench.simulate.hosts import Host, Run
 from outbid_bench.simulate.machines import CHAT
@@ -35,9 +35,9 @@ class Router:
         self.world = world
 
     def arrive(self, task: Task) -> None:
-        began = wall_s()
+        began = cpu_s()
         self.route(task)
-        self.world.spent_s += wall_s() - began
+        self.world.spent_s += cpu_s() - began
 
     def route(self, task: Task) -> None:
         raise NotImplementedError

@@ -20,8 +20,10 @@ T = TypeVar("T")
 EPOCH_S = 1_750_000_000
 """Unix time at which simulated time is 0."""
 
-wall_s = time.perf_counter
-"""The real clock, for what a decision costs; within `simulated` the functions of `time` tell simulated time."""
+cpu_s = time.thread_time
+"""What a decision costs, whatever else the machine does; within `simulated` other functions of `time` tell simulated
+time.
+"""
 
 
 class Stuck(RuntimeError):
@@ -71,8 +73,8 @@ def simulated() -> Generator[Loop]:
 
 
 class Meter:
-    """Real seconds that a part of the simulation takes: `spent_s`. Of what is metered within what is metered only the
-    outer counts; what is `aside` counts nowhere.
+    """Processor seconds that a part of the simulation takes: `spent_s`. Of what is metered within what is metered only
+    the outer counts; what is `aside` counts nowhere.
     """
 
     def __init__(self) -> None:
@@ -82,24 +84,24 @@ class Meter:
     def call(self, what: Callable[[], T]) -> T:
         if self._running:
             return what()
-        began = wall_s()
+        began = cpu_s()
         self._running = True
         try:
             return what()
         finally:
             self._running = False
-            self.spent_s += wall_s() - began
+            self.spent_s += cpu_s() - began
 
     def aside(self, what: Callable[[], T]) -> T:
         if not self._running:
             return what()
-        began = wall_s()
+        began = cpu_s()
         self._running = False
         try:
             return what()
         finally:
             self._running = True
-            self.spent_s -= wall_s() - began
+            self.spent_s -= cpu_s() - began
 
     def task(self, loop: asyncio.AbstractEventLoop, work: Any, **how: Any) -> asyncio.Task[Any]:
         """A task factory: the steps of every task count."""

@@ -37,6 +37,7 @@ from outbid_node.choosing import left_s
 from outbid_node.estimate import energy_price, estimate
 from outbid_node.estimating import run as learnt
 from outbid_node.estimating.learner import Learner, Speed, WarmUp
+from outbid_node.lag import Lag
 
 WRONG = math.log(2.0)
 """A capability's first guess is wrong by up to a factor of two, either way (the logarithm of it)."""
@@ -86,6 +87,7 @@ class Contractor:
         self.node = NodeId(f"n{host.name}")
         self.boot = 0
         self.seq = 0
+        self.lag = Lag()
         self.leases: dict[str, Lease] = {}
         self._start = start
         self._tasks = tasks

@@ -88,8 +88,8 @@ class Machine:
 class Figures:
     """`slowdown`: the mean of completion time over that of the job alone on the best machine. `late`: of the jobs with
     a deadline. `wrong`: of the starts, another machine would have been done at least a tenth sooner. `again`: attempts
-    lost. `decision_us`: real microseconds per job, `beat_us` per heartbeat heard. `least_s`, `least_j`: `bounds`.
-    `per_s`: jobs a second that the fleet could do.
+    lost. `decision_us`: processor time per job, `beat_us` per heartbeat heard. `least_s`, `least_j`: `bounds`. `per_s`:
+    jobs a second that the fleet could do.
     """
 
     scheduler: str

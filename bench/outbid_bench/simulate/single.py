@@ -52,8 +52,8 @@ def _rows(figures: Figures) -> list[tuple[str, str]]:
         ("electricity and rent of it", f"{figures.cost_usd:.3f} dollars"),
         ("attempts lost with a machine", f"{figures.again}"),
         ("refused awards", f"{figures.refusals}"),
-        ("deciding, real time", f"{figures.decision_us:.0f} µs a job"),
-        ("a heartbeat heard, real time", f"{figures.beat_us:.0f} µs"),
+        ("deciding, processor time", f"{figures.decision_us:.0f} µs a job"),
+        ("a heartbeat heard, processor time", f"{figures.beat_us:.0f} µs"),
     ]
 
 

@@ -222,7 +222,7 @@ def _sizes(labs: Sequence[Batch]) -> Table:
         "heartbeat",
     )
     rows = [_size(lab) for lab in labs]
-    return Table("Labs at 70 % load", columns, rows, ("Deciding: real time of an owner, all of it but heartbeats.",))
+    return Table("Labs at 70 % load", columns, rows, ("Deciding: an owner's processor time but for heartbeats.",))
 
 
 def _size(lab: Batch) -> tuple[str, ...]:

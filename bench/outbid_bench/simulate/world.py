@@ -67,7 +67,7 @@ class Scheduler(Protocol):
 
 @dataclass(eq=False)
 class World:
-    """`spent_s`: real seconds that deciding took, as the scheduler counts them."""
+    """`spent_s`: processor seconds that deciding took, as the scheduler counts them."""
 
     loop: asyncio.AbstractEventLoop
     plans: Sequence[Plan]

@@ -96,7 +96,9 @@ def _term(name: str, considered: Considered, weights: Weights, value: float) -> 
             words = " + ".join(f"{weight:g} × {seconds(one)}" for weight, one in both if weight)
             return words, sum(weight * one for weight, one in both)
         case "energy":
-            return f"{weights.per_j:g} × {joules(by * bid.energy_j, exact=True)}", weights.per_j * by * bid.energy_j
+            counted_j = by * (bid.energy_j if considered.added_j is None else considered.added_j)
+            told = joules(counted_j, exact=True) + ("" if considered.added_j is None else " that it adds")
+            return f"{weights.per_j:g} × {told}", weights.per_j * counted_j
         case "money":
             return f"{weights.per_usd:,.0f} × {dollars(bid.cost_usd)}", weights.per_usd * bid.cost_usd
         case "late":
