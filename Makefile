@@ -9,13 +9,14 @@ ARGS ?=
 WORKERS ?= 4
 PYTEST = tools/suite.py -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test check lint bench format wheel reference clean
+.PHONY: help demo test check lint bench bench-quick format wheel reference clean
 
 help:
 	@echo 'make demo      three nodes on this machine bid for real chats'
 	@echo 'make test      every test (ARGS="-k name" for some)'
 	@echo 'make check     format, lint, types, import floors, unit and integration tests'
-	@echo 'make bench     measure, and print a table'
+	@echo 'make bench     measure everything, in some 40 minutes, and print tables (ARGS="dispatch chat" for some)'
+	@echo 'make bench-quick  3 minutes: which ratios moved since they were kept in bench/quick.json'
 	@echo 'make format    put the source in the usual format'
 	@echo 'make reference write the generated pages of docs/reference again'
 	@echo 'make wheel     build dist/outbid-*.whl'
@@ -35,6 +36,9 @@ check: lint
 
 bench:
 	@$(IN) bench --run -m outbid_bench $(ARGS)
+
+bench-quick:
+	@$(IN) test --run -m outbid_bench.quick $(ARGS)
 
 format:
 	@$(IN) dev --run tools/lint.py --fix

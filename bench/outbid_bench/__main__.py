@@ -19,17 +19,20 @@ from outbid_bench.report import Section
 from outbid_contracts.policy import GOALS
 
 SUBSETS = {
-    "dispatch": "what the mesh costs: a job that does nothing, beside bare request-reply and Celery",
-    "durable": "jobs that are on disk before they are acknowledged, beside Celery with a Redis that promises the same",
+    "dispatch": "what the mesh costs: a job that does nothing, beside bare request-reply and seven other systems",
+    "mesh": "jobs, auctions, messages, processor and memory in meshes of 1 to 50 nodes, beside a hand-written auction",
+    "durable": "jobs that are on disk before they are acknowledged, beside five other systems set to promise the same",
     "waiting": "a hundred thousand durable jobs that wait at one node, and a restart with all of them",
-    "chat": "a streamed chat beside the engine called directly; eight at once",
+    "chat": "one to sixteen chats at once, and conversations, beside the engines called directly and two servers",
     "bids": "promise and actual of chats on three nodes of different speed, and how often the wrong one wins",
+    "streams": "tokens through the mesh beside server-sent events: how many a second, and how late each one is",
     "artifacts": "a file of 100 MB that a job made, fetched on the node that holds it and from another one",
     "images": "pictures beside diffusers called directly; four at once",
     "models": "a model copied from node to node beside a plain TCP stream (root, Linux)",
     "history": "what recording costs; a file of ten million rows and how long it takes to look things up in it",
     "tui": "the dashboard with 100 nodes and 1,000 jobs: CPU at rest, from a key to the paint",
     "weight": "memory, processor time at rest, start-up",
+    "failure": "fifty times something is killed: until jobs run elsewhere, pauses of streams, what is lost",
     "lan": "five hosts on a network: until all see a new node, until all know that one is gone (root, Linux)",
     "simulate": "placement on a simulated clock: 5 to 1,000 nodes, other systems' rules, a clairvoyant (only if named)",
 }

@@ -1,8 +1,9 @@
-"""`artifacts`: a large file that a job made, fetched from the node that holds it and from another one."""
+"""`artifacts`: a large file that a job made, fetched from the node that holds it and from another one; plain HTTP."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import socket
 import threading
@@ -12,10 +13,14 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import aiohttp
+
 from outbid import Mesh, Policy
 from outbid.artifacts import Artifact
 from outbid_bench.nodes import Fleet
 from outbid_bench.options import Options
+from outbid_bench.plots import Bars
+from outbid_bench.processes import Helper
 from outbid_bench.report import Aim, Section, Table
 from outbid_bench.stats import ratios, spread
 from outbid_contracts.ids import JobId
@@ -24,8 +29,9 @@ SIZE = 100_000_000
 AIM_MB_PER_S = 300.0
 
 PLAIN = "plain TCP stream to a file, neither checked nor kept"
-STREAM, SAVE = "read on the holder, checked, in memory", "saved on the holder, checked, to a file"
-AWAY = "saved from another node, checked, to a file"
+HTTP, HTTP_CHECKED = "HTTP (aiohttp, sendfile) to a file, not checked", "HTTP (aiohttp, sendfile) to a file, checked"
+STREAM, SAVE = "Outbid: read on the holder, checked, in memory", "Outbid: saved on the holder, checked, to a file"
+AWAY = "Outbid: saved from another node, checked, to a file"
 
 Get = Callable[[], Awaitable[None]]
 
@@ -49,9 +55,13 @@ async def run(options: Options) -> Section:
         made = await here.run("test.files", {"sizes": [SIZE]}, policy=policy, timeout_s=120)
         near, far = await _of(here, made["job"]), await _of(away, made["job"])
         source, file = options.folder / "source", options.folder / "copy"
-        await asyncio.to_thread(source.write_bytes, os.urandom(SIZE))
+        digest = await asyncio.to_thread(_make, source)
+        helper = await stack.enter_async_context(Helper("http_side", str(source), log=options.folder / "http.log"))
+        http = await stack.enter_async_context(aiohttp.ClientSession(helper.hello["url"]))
         contenders: dict[str, Get] = {
             PLAIN: lambda: asyncio.to_thread(_stream, source, file),
+            HTTP: lambda: _download(http, file),
+            HTTP_CHECKED: lambda: _download(http, file, digest),
             STREAM: lambda: _read(near),
             SAVE: lambda: _save(near, file),
             AWAY: lambda: _save(far, file),
@@ -71,6 +81,26 @@ async def _read(artifact: Artifact) -> None:
 
 async def _save(artifact: Artifact, file: Path) -> None:
     await artifact.save(file)
+
+
+def _make(source: Path) -> str:
+    """Returns its SHA-256."""
+    content = os.urandom(SIZE)
+    source.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+async def _download(http: aiohttp.ClientSession, file: Path, digest: str = "") -> None:
+    """As a careful script does it; with `digest`, the content is checked on the way."""
+    seen = hashlib.sha256()
+    async with http.get("/file") as response:
+        with file.open("wb", buffering=0) as out:
+            async for block in response.content.iter_chunked(1 << 20):
+                out.write(block)
+                if digest:
+                    seen.update(block)
+    if digest and seen.hexdigest() != digest:
+        raise RuntimeError("what came is not what was sent")
 
 
 def _stream(source: Path, file: Path) -> None:
@@ -111,12 +141,18 @@ def _section(found: Found) -> Section:
         "Made by a job and kept in the holder's JetStream object store. On the holder the SDK reads the store itself; "
         "from another node the pieces cross ledger, router, router and ledger, paced so that heartbeats pass.",
     )
-    plain = found.mb_per_s[PLAIN]
+    plain, http = found.mb_per_s[PLAIN], found.mb_per_s[HTTP_CHECKED]
     rows = [
-        (name, spread(mb_per_s).text(" MB/s", 0), ratios(mb_per_s, plain).text("x"))
-        for name, mb_per_s in found.mb_per_s.items()
+        (name, spread(rates).text(" MB/s", 0), ratios(rates, plain).text("x"), ratios(rates, http).text("x"))
+        for name, rates in found.mb_per_s.items()
     ]
-    section.tables = [Table("Fetching it", ("what", "rate", "of plain"), rows)]
+    notes = (
+        "Checked: by SHA-256. A saved artifact appears under its name once it is right, and a broken off one is "
+        "continued; the others leave what came.",
+    )
+    section.tables = [Table("Fetching it", ("what", "rate", "of plain", "of HTTP, checked"), rows, notes)]
+    bars = [(name, spread(rates)) for name, rates in found.mb_per_s.items()]
+    section.plots = [Bars("rate", "Fetching a file of 100 MB", "MB/s", bars)]
     read = spread(found.mb_per_s[STREAM])
     met = read.median >= AIM_MB_PER_S
     section.aims = [Aim("get over loopback", f"≥ {AIM_MB_PER_S:.0f} MB/s", read.text(" MB/s", 0), met)]

@@ -1,65 +1,56 @@
-"""`chat`: real chats through the mesh beside the same engine called directly, alone and eight at once."""
+"""`chat`: one to sixteen streamed chats at once, and conversations, through the mesh and without it.
+
+All contenders stay loaded and take turns, level by level within each round. Every prompt begins with words that nobody
+has read before, so that no cache helps; only the conversations may use one.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import statistics
+import itertools
+import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 from outbid import Mesh
-from outbid_bench.chat_engine import GREEDY, Clock
+from outbid_bench.chat_asking import Ask, chat_flags, started, through_nats, through_sdk
+from outbid_bench.chat_engine import Answer, Messages
+from outbid_bench.chat_found import LLAMA_CPP, NATS, XLLAMACPP, Figures, Found, direct_name, mesh_name
+from outbid_bench.chat_report import section
+from outbid_bench.chat_turns import Turns
+from outbid_bench.chat_two_nodes import ASKED, measure_two_nodes
 from outbid_bench.nodes import Fleet
 from outbid_bench.options import Options
-from outbid_bench.processes import Helper
-from outbid_bench.report import Aim, Section, Table
-from outbid_bench.stats import Spread, ratios, spread
+from outbid_bench.report import Section
 from outbid_capabilities.llm.choice import ENGINES, installed
 from outbid_capabilities.llm.models import bundled
 from outbid_capabilities.llm.sizing import default_threads
 
-CONTEXT = 2048
-SLOTS = 8
-CHATS_A_ROUND = 3
-TOKENS_ALONE = 128
-TOKENS_TOGETHER = 64
+LEVELS = (1, 4, 8, 16)
+"""Chats at once."""
+QUICK_LEVELS = (1, 8)
+SLOTS = LEVELS[-1]
+CONTEXT = 1024
+"""Tokens per slot; a conversation of five turns has 250."""
+TOKENS = {1: 48, 4: 32, 8: 48, 16: 32}
+"""Of each answer, by level. The same for the levels that are compared with each other."""
+QUICK_TOKENS = 24
+CHATS_ALONE = 2
+"""One after the other in each round: a single one has too few pauses for the longest of a hundred."""
 
-THINGS = ("a lighthouse", "two sailors", "an old clock", "a fox in winter", "the first train", "a quiet village")
-
-Ask = Callable[[str, int], Awaitable[dict[str, Any]]]
-"""A chat: prompt and max_tokens in, `Clock.answer` out."""
-
-
-@dataclass(slots=True)
-class Alone:
-    """One chat at a time: per contender and round the medians of tokens per second and seconds to the first text."""
-
-    per_s: dict[str, list[float]] = field(default_factory=dict)
-    first_s: dict[str, list[float]] = field(default_factory=dict)
-
-    def add(self, name: str, answers: Sequence[dict[str, Any]]) -> None:
-        self.per_s.setdefault(name, []).append(statistics.median(a["tokens"] / a["total_s"] for a in answers))
-        self.first_s.setdefault(name, []).append(statistics.median(a["first_s"] for a in answers))
-
-    def added_first_s(self, name: str, reference: str) -> Spread:
-        both = zip(self.first_s[name], self.first_s[reference], strict=True)
-        return spread(mine - theirs for mine, theirs in both)
+SUBJECTS = ("a lighthouse", "two sailors", "an old clock", "a fox in winter", "the first train", "a quiet village")
 
 
-@dataclass(slots=True)
-class Together:
-    """Eight chats: tokens per second of all together, one number per round."""
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """`direct`: it takes one chat at a time."""
 
-    per_s: dict[str, list[float]] = field(default_factory=dict)
-
-    def add(self, name: str, per_s: float) -> None:
-        self.per_s.setdefault(name, []).append(per_s)
+    ask: Ask
+    direct: bool = False
 
 
 async def run(options: Options) -> Section:
@@ -67,238 +58,129 @@ async def run(options: Options) -> Section:
     engines = [name for name, module in ENGINES.items() if installed(module)]
     if path is None or not engines:
         raise SystemExit("the subset `chat` needs an engine (extra `llm` or `llm-prebuilt`) and the default model")
-    threads = options.threads or default_threads()
+    threads, prompts = options.threads or default_threads(), Prompts()
     async with AsyncExitStack() as stack:
-        options.say(f"chat: loading {', '.join(engines)}")
-        mesh = {name: await _through_mesh(stack, name, threads, options.folder) for name in engines}
-        direct = {name: await _direct(stack, name, path, threads, options.folder) for name in engines}
-        alone = await _alone(mesh, direct, options)
-        http = await _http(stack, path, threads, options.folder) if "xllamacpp" in engines else None
-        together = await _together(mesh, http, options)
-    return _section(engines, alone, together, path.name, threads)
+        options.say(f"chat: loading {', '.join(engines)}, and what they are compared with")
+        contenders = await _contenders(stack, engines, path, threads, options.folder)
+        found = await _levels(contenders, prompts, options)
+        turns = await _conversations(contenders, prompts, options)
+    async with AsyncExitStack() as stack:
+        options.say("chat: two nodes")
+        fleet, mesh = await _node(stack, engines[0], threads, options.folder / "two")
+        rounds = options.few_or_many(1, options.rounds)
+        two_nodes = await measure_two_nodes(fleet, mesh, rounds, prompts.opening)
+    return section(engines, found, turns, two_nodes, _about(path, threads))
+
+
+def _about(path: Path, threads: int) -> str:
+    return (
+        f"{path.name}, {threads} thread{'s' if threads > 1 else ''} for every engine (a node leaves one core free: "
+        f"with as many threads as cores a busy neighbour stalls every layer), {SLOTS} slots of {CONTEXT} tokens, "
+        "greedy, streamed, warm. Every prompt is new, so no cache helps but in the conversations."
+    )
 
 
 # -- the contenders ----------------------------------------------------------------------------------------------------
 
 
-async def _through_mesh(stack: AsyncExitStack, engine: str, threads: int, folder: Path) -> Ask:
-    """A lone node with this engine, asked through the SDK."""
-    flags = {"engine": engine, "threads": threads, "slots": SLOTS, "context": CONTEXT}
-    words = [word for key, value in flags.items() for word in ("--set", f"llm.{key}={value}")]
-    fleet = await stack.enter_async_context(Fleet(folder / engine, words))
-    node = await fleet.add("n")
-    mesh = await stack.enter_async_context(Mesh(state=node.state))
-
-    async def ask(prompt: str, max_tokens: int) -> dict[str, Any]:
-        clock = Clock()
-        stream = mesh.chat(prompt, max_tokens=max_tokens, **GREEDY)
-        async for chunk in stream:
-            clock.piece(chunk.text)
-        return clock.answer((await stream.reply()).usage.completion_tokens)
-
-    return ask
-
-
-async def _direct(stack: AsyncExitStack, engine: str, path: Path, threads: int, folder: Path) -> Ask:
-    arguments = (engine, str(path), str(threads), str(CONTEXT), "1")
-    helper = await stack.enter_async_context(Helper("chat_engine", *arguments, log=folder / "direct.log"))
-
-    async def ask(prompt: str, max_tokens: int) -> dict[str, Any]:
-        return await helper.ask(prompt=prompt, max_tokens=max_tokens)
-
-    return ask
+async def _contenders(
+    stack: AsyncExitStack, engines: Sequence[str], path: Path, threads: int, folder: Path
+) -> dict[str, Contender]:
+    """A helper or a lone node for each; the plain client asks the node of the first engine."""
+    found: dict[str, Contender] = {}
+    for engine in engines:
+        ask = await started(stack, folder, engine, path, threads, CONTEXT, 1)
+        found[direct_name(engine)] = Contender(ask, direct=True)
+    for engine in engines:
+        fleet, mesh = await _node(stack, engine, threads, folder / engine)
+        found[mesh_name(engine)] = Contender(through_sdk(mesh))
+        if engine == engines[0]:
+            found[NATS] = Contender(await through_nats(stack, fleet.nodes[0]))
+    for name, kind in _servers(engines).items():
+        found[name] = Contender(await started(stack, folder, kind, path, threads, CONTEXT, SLOTS))
+    return found
 
 
-async def _http(stack: AsyncExitStack, path: Path, threads: int, folder: Path) -> Ask:
-    arguments = ("http", str(path), str(threads), str(CONTEXT), str(SLOTS))
-    helper = await stack.enter_async_context(Helper("chat_engine", *arguments, log=folder / "http.log"))
-    url = helper.hello["url"]
-
-    async def ask(prompt: str, max_tokens: int) -> dict[str, Any]:
-        return await _stream_http(url, prompt, max_tokens)
-
-    return ask
+async def _node(stack: AsyncExitStack, engine: str, threads: int, folder: Path) -> tuple[Fleet, Mesh]:
+    fleet = await stack.enter_async_context(Fleet(folder, chat_flags(engine, threads, SLOTS, CONTEXT)))
+    node = await fleet.add(ASKED)
+    return fleet, await stack.enter_async_context(Mesh(state=node.state))
 
 
-async def _stream_http(url: str, prompt: str, max_tokens: int) -> dict[str, Any]:
-    """A streamed chat of OpenAI's API by hand: any HTTP library would add its own cost to the server's."""
-    address, clock, tokens = urlsplit(url), Clock(), 0
-    body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens, "stream": True}
-    data = json.dumps(body | GREEDY | {"stream_options": {"include_usage": True}}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n"
-    reader, writer = await asyncio.open_connection(address.hostname, address.port)
-    writer.write(f"{head}Content-Length: {len(data)}\r\nConnection: close\r\n\r\n".encode() + data)
-    async for line in reader:
-        if line.startswith(b"data: {"):
-            chunk = json.loads(line[6:])
-            tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
-            for choice in chunk.get("choices", ()):
-                clock.piece(choice["delta"].get("content"))
-    writer.close()
-    if not tokens:
-        raise RuntimeError("xllamacpp's server gave no answer")
-    return clock.answer(tokens)
+def _servers(engines: Sequence[str]) -> dict[str, str]:
+    """Those that can be started here, and as what."""
+    found = {XLLAMACPP: "xllamacpp-server"} if "xllamacpp" in engines else {}
+    if "llama-cpp-python" in engines and find_spec("uvicorn") and find_spec("starlette_context"):
+        found[LLAMA_CPP] = "llama-cpp-server"
+    return found
 
 
 # -- the measurements --------------------------------------------------------------------------------------------------
 
 
-def _prompt(round: int, n: int) -> str:
-    """Never the same twice, so that no engine has more of it in its cache than the shared beginning."""
-    return f"Write a long story, number {round * 100 + n}, about {THINGS[(round + n) % len(THINGS)]}."
+class Prompts:
+    """New words each time: the first ones differ, so that no cache has more of it than the template's mark."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count()
+        self._random = random.Random(8)
+
+    def opening(self) -> str:
+        return f"{self._random.randrange(10**6):06d}"
+
+    def story(self) -> Messages:
+        subject = SUBJECTS[next(self._numbers) % len(SUBJECTS)]
+        return [
+            {"role": "system", "content": self.opening()},
+            {"role": "user", "content": f"Write a long story about {subject}."},
+        ]
 
 
-def _direct_name(engine: str) -> str:
-    return f"{engine}, called directly"
-
-
-def _mesh_name(engine: str) -> str:
-    return f"Outbid with {engine}"
-
-
-HTTP = "xllamacpp's own HTTP server, 8 at once"
-
-
-async def _alone(mesh: dict[str, Ask], direct: dict[str, Ask], options: Options) -> Alone:
-    contenders = {_direct_name(name): ask for name, ask in direct.items()}
-    contenders |= {_mesh_name(name): ask for name, ask in mesh.items()}
-    found = Alone()
-    options.say("chat: one at a time")
-    for ask in contenders.values():
-        await ask(_prompt(99, 0), 16)  # loads the model
-    for round in range(options.rounds):
-        answers: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
-        for n in range(CHATS_A_ROUND):
-            for name, ask in contenders.items():
-                answers[name].append(await ask(_prompt(round, n), options.few_or_many(48, TOKENS_ALONE)))
-        for name, found_answers in answers.items():
-            found.add(name, found_answers)
+async def _levels(contenders: Mapping[str, Contender], prompts: Prompts, options: Options) -> Found:
+    levels = options.few_or_many(QUICK_LEVELS, LEVELS)
+    for contender in contenders.values():
+        await _together(contender, prompts, 1 if contender.direct else levels[-1], 4)  # loads the model
+    found = {name: {n: Figures() for n in levels if n == 1 or not it.direct} for name, it in contenders.items()}
+    for round, level in itertools.product(range(options.rounds), levels):
+        options.say(f"chat: round {round + 1} of {options.rounds}, {level} at once")
+        tokens = options.few_or_many(QUICK_TOKENS, TOKENS[level])
+        taking_part = {name: it for name, it in contenders.items() if level in found[name]}
+        for name, (answers, took_s) in (await _round(taking_part, prompts, level, tokens, round)).items():
+            found[name][level].add(answers, took_s)
     return found
 
 
-async def _together(mesh: dict[str, Ask], http: Ask | None, options: Options) -> Together:
-    contenders: dict[str, Callable[[list[str], int], Awaitable[float]]] = {}
-    for name, ask in mesh.items():
-        contenders[_one_after(name)] = _sequential(ask)
-        contenders[_at_once(name)] = _concurrent(ask)
-    if http is not None:
-        contenders[HTTP] = _concurrent(http)
-    found = Together()
-    options.say("chat: eight at once")
-    tokens = options.few_or_many(24, TOKENS_TOGETHER)
-    for run in contenders.values():
-        await run([_prompt(98, n) for n in range(SLOTS)], 8)  # warm up
-    for round in range(options.rounds):
-        prompts = [_prompt(50 + round, n) for n in range(SLOTS)]
-        for name, run in contenders.items():
-            found.add(name, await run(prompts, tokens))
+async def _round(
+    contenders: Mapping[str, Contender], prompts: Prompts, level: int, tokens: int, round: int
+) -> dict[str, tuple[list[Answer], float]]:
+    """Of each contender the answers, and how long they took. Chats alone are few and short, so these alternate."""
+    found: dict[str, tuple[list[Answer], float]] = {name: ([], 0.0) for name in contenders}
+    for again in range(CHATS_ALONE if level == 1 else 1):
+        for name in _turned(list(contenders), round + again):
+            answers, took_s = await _together(contenders[name], prompts, level, tokens)
+            found[name] = (found[name][0] + answers, found[name][1] + took_s)
     return found
 
 
-def _one_after(engine: str) -> str:
-    return f"{_mesh_name(engine)}, one after the other"
+def _turned(names: Sequence[str], by: int) -> list[str]:
+    """Another one begins in each round: who comes after whom shall not matter."""
+    by %= len(names)
+    return [*names[by:], *names[:by]]
 
 
-def _at_once(engine: str) -> str:
-    return f"{_mesh_name(engine)}, 8 at once"
+async def _together(contender: Contender, prompts: Prompts, level: int, tokens: int) -> tuple[list[Answer], float]:
+    asked = [contender.ask(prompts.story(), tokens) for _ in range(level)]
+    begun = time.perf_counter()
+    answers = await asyncio.gather(*asked)
+    return answers, time.perf_counter() - begun
 
 
-def _sequential(ask: Ask) -> Callable[[list[str], int], Awaitable[float]]:
-    async def run(prompts: list[str], max_tokens: int) -> float:
-        begun = time.perf_counter()
-        answers = [await ask(prompt, max_tokens) for prompt in prompts]
-        return _tokens(answers) / (time.perf_counter() - begun)
-
-    return run
-
-
-def _concurrent(ask: Ask) -> Callable[[list[str], int], Awaitable[float]]:
-    async def run(prompts: list[str], max_tokens: int) -> float:
-        begun = time.perf_counter()
-        answers = await asyncio.gather(*(ask(prompt, max_tokens) for prompt in prompts))
-        return _tokens(answers) / (time.perf_counter() - begun)
-
-    return run
-
-
-def _tokens(answers: Sequence[dict[str, Any]]) -> int:
-    return sum(answer["tokens"] for answer in answers)
-
-
-# -- what is said about it ---------------------------------------------------------------------------------------------
-
-
-def _section(engines: Sequence[str], alone: Alone, together: Together, model: str, threads: int) -> Section:
-    section = Section(
-        "chat",
-        "Chat: a language model through the mesh",
-        f"{model}, {threads} thread{'s' if threads > 1 else ''} for every contender, {CONTEXT} tokens of context, "
-        "greedy, streamed, warm, every prompt new.",
-    )
-    section.tables = [_alone_table(engines, alone), _together_table(engines, together)]
-    section.aims = [*_alone_aims(engines, alone), *_together_aims(engines, together)]
-    return section
-
-
-def _alone_table(engines: Sequence[str], alone: Alone) -> Table:
-    rows = []
-    for engine in engines:
-        for name in (_direct_name(engine), _mesh_name(engine)):
-            reference = _direct_name(engine)
-            rows.append(
-                (
-                    name,
-                    spread(alone.per_s[name]).text("", 1),
-                    ratios(alone.per_s[name], alone.per_s[reference]).text("x"),
-                    ratios(alone.per_s[name], alone.per_s[_direct_name(engines[0])]).text("x"),
-                    spread(alone.first_s[name]).scaled(1000).text(" ms", 1),
-                    alone.added_first_s(name, reference).scaled(1000).text(" ms", 1),
-                )
-            )
-    columns = ("what", "tokens/s", "of same engine", f"of {engines[0]}", "first token", "added")
-    notes = (
-        "Tokens of the whole answer over the whole time, first token included. Direct: a Python program that does "
-        "nothing else; through the mesh: SDK, auction, runner process, stream.",
-        "Promise: nothing is kept; through the mesh the chat goes on elsewhere if its node dies.",
-    )
-    return Table("One chat at a time", columns, rows, notes)
-
-
-def _together_table(engines: Sequence[str], together: Together) -> Table:
-    rows = []
-    for engine in engines:
-        for name in (_one_after(engine), _at_once(engine)):
-            rows.append(_together_row(together, name, _one_after(engine)))
-    if HTTP in together.per_s:
-        rows.append(_together_row(together, HTTP, None))
-    return Table(
-        "Eight chats on one node", ("what", "tokens/s of all", "of one after the other", "of its server"), rows
-    )
-
-
-def _together_row(together: Together, name: str, alone: str | None) -> tuple[str, ...]:
-    mine, http = together.per_s[name], together.per_s.get(HTTP)
-    of_alone = ratios(mine, together.per_s[alone]).text("x") if alone else "-"
-    return name, spread(mine).text("", 1), of_alone, ratios(mine, http).text("x") if http else "-"
-
-
-def _alone_aims(engines: Sequence[str], alone: Alone) -> list[Aim]:
-    aims = []
-    for engine in engines:
-        ratio = ratios(alone.per_s[_mesh_name(engine)], alone.per_s[_direct_name(engine)])
-        aims.append(Aim(f"tokens/s of a chat, of {engine} direct", "≥ 0.95x", ratio.text("x"), ratio.median >= 0.95))
-        added = alone.added_first_s(_mesh_name(engine), _direct_name(engine)).scaled(1000)
-        aims.append(Aim(f"added to first token, {engine}", "≤ 10 ms", added.text(" ms", 1), added.median <= 10))
-    return aims
-
-
-def _together_aims(engines: Sequence[str], together: Together) -> list[Aim]:
-    aims = []
-    for engine in engines:
-        mine = together.per_s[_at_once(engine)]
-        gain = ratios(mine, together.per_s[_one_after(engine)])
-        aims.append(Aim(f"8 at once, of one after the other, {engine}", "≥ 1.7x", gain.text("x"), gain.median >= 1.7))
-        if http := together.per_s.get(HTTP):
-            ratio = ratios(mine, http)
-            aims.append(Aim(f"8 at once, of its server, {engine}", "≥ 0.95x", ratio.text("x"), ratio.median >= 0.95))
-    return aims
+async def _conversations(contenders: Mapping[str, Contender], prompts: Prompts, options: Options) -> Turns:
+    """Left out: the plain client, whose node is asked anyway, and engines called directly: they are in the servers."""
+    names = [name for name, it in contenders.items() if not it.direct and name != NATS]
+    turns, rounds = Turns(), options.few_or_many(1, options.rounds)
+    for round in range(rounds):
+        options.say(f"chat: round {round + 1} of {rounds}, conversations")
+        for name in _turned(names, round):
+            await turns.measure(name, contenders[name].ask, prompts.opening)
+    return turns

@@ -16,20 +16,23 @@ from nats.aio.client import Client
 from nats.errors import NoRespondersError
 
 from outbid import Mesh
-from outbid_bench import celery_side
 from outbid_bench.nodes import NOOP, Fleet, Node, warm_noop
 from outbid_bench.options import Options
-from outbid_bench.processes import Helper, Redis
+from outbid_bench.processes import Helper
 from outbid_bench.report import Aim, Section, Table
+from outbid_bench.rivals.driving import Submit
+from outbid_bench.rivals.rounds import COUNTS, MANY, Compared, Contender, driving
+from outbid_bench.rivals.systems import CELERY_CHOICES, INTERACTIVE
 from outbid_bench.stats import Spread, percentile, ratios, spread
 from outbid_contracts import subjects
 
 Ask = Callable[[], Awaitable[object]]
 
-SIZES = (1, 5, 20)
-IN_FLIGHT = 64
+SIZES = (1, 5)
+IN_FLIGHT = MANY
 ECHO, ECHO_FAR = "bench.echo.near", "bench.echo.far"
 BARE, BARE_FAR, OUTBID, ELSEWHERE, SDK = "bare", "bare far", "outbid", "elsewhere", "sdk"
+CELERY = "celery"
 
 NAMES = {
     BARE: "bare nats-py request-reply with an echo process",
@@ -37,6 +40,11 @@ NAMES = {
     OUTBID: "Outbid: request, auction, runner, reply",
     ELSEWHERE: "Outbid, run by another node than the one asked",
     SDK: "Outbid through the SDK, `mesh.run`",
+}
+PROMISES = {
+    BARE: "nothing kept",
+    OUTBID: "in memory; runs again if its node dies",
+    SDK: "in memory; runs again if its node dies",
 }
 
 
@@ -73,16 +81,15 @@ class Latencies:
 
 async def run(options: Options) -> Section:
     latencies: list[Latencies] = []
-    async with Fleet(options.folder) as fleet:
+    async with Fleet(options.folder / "latency") as fleet:
         for size in options.few(SIZES, 2):
             options.say(f"dispatch: one at a time, {size} nodes")
             await fleet.grow(size)
             latencies.append(await _latencies(fleet, options))
-    options.say("dispatch: 64 in flight")
-    async with Fleet(options.folder / "throughput") as fleet:
+    async with Fleet(options.folder / "rates") as fleet:
         await fleet.grow(1)
-        rates = await _rates(fleet.nodes[0], options)
-    return _section(latencies, rates)
+        compared = await _compared(fleet.nodes[0], options)
+    return _section(latencies, compared)
 
 
 # -- one at a time -----------------------------------------------------------------------------------------------------
@@ -90,17 +97,17 @@ async def run(options: Options) -> Section:
 
 async def _latencies(fleet: Fleet, options: Options) -> Latencies:
     owner, others = fleet.nodes[0], fleet.nodes[1:]
-    await warm_noop(owner, *others[:4])  # of many nodes a few have a runner: 20 runners would crowd a small machine
+    await warm_noop(owner, *others)
     found = Latencies(len(fleet.nodes))
-    async with _contenders(owner, others, options.folder, found.winners) as contenders:
-        await _take_turns(contenders, blocks=2, each=100)  # warm up
+    async with contenders(owner, others, options.folder, found.winners) as asks:
+        await take_turns(asks, blocks=2, each=100)  # warm up
         for _ in range(options.rounds):
-            found.add(await _take_turns(contenders, blocks=options.few_or_many(3, 10), each=50))
+            found.add(await take_turns(asks, blocks=options.few_or_many(3, 8), each=50))
     return found
 
 
 @asynccontextmanager
-async def _contenders(
+async def contenders(
     owner: Node, others: Sequence[Node], folder: Path, winners: Counter[str]
 ) -> AsyncIterator[dict[str, Ask]]:
     """All callers are connected to the owner's ledger."""
@@ -110,7 +117,7 @@ async def _contenders(
         client = await nats.connect(local.url, user_credentials=owner.creds)
         stack.push_async_callback(client.close)
         mesh = await stack.enter_async_context(Mesh(state=owner.state))
-        contenders: dict[str, Ask] = {
+        found: dict[str, Ask] = {
             BARE: lambda: client.request(ECHO, b"{}", timeout=30),
             OUTBID: _requester(
                 client, {}, lambda name: winners.update(["here" if name == owner.name else "elsewhere"])
@@ -120,10 +127,10 @@ async def _contenders(
         if others:
             far = (await others[0].until_up()).url
             await stack.enter_async_context(Helper("echo", far, others[0].creds, ECHO_FAR, log=folder / "echo.log"))
-            contenders[BARE_FAR] = lambda: client.request(ECHO_FAR, b"{}", timeout=30)
-            contenders[ELSEWHERE] = _requester(client, {"policy": {"avoid": [owner.name]}})
-            await _until_answered(contenders[BARE_FAR])
-        yield contenders
+            found[BARE_FAR] = lambda: client.request(ECHO_FAR, b"{}", timeout=30)
+            found[ELSEWHERE] = _requester(client, {"policy": {"avoid": [owner.name]}})
+            await _until_answered(found[BARE_FAR])
+        yield found
 
 
 async def _until_answered(ask: Ask) -> None:
@@ -151,11 +158,11 @@ def _requester(client: Client, body: object, note: Callable[[str], None] = lambd
     return ask
 
 
-async def _take_turns(contenders: Mapping[str, Ask], *, blocks: int, each: int) -> dict[str, list[float]]:
+async def take_turns(asks: Mapping[str, Ask], *, blocks: int, each: int) -> dict[str, list[float]]:
     """Seconds of each request: `each` of one contender, then of the next, so that noise hits all alike."""
-    found: dict[str, list[float]] = {name: [] for name in contenders}
+    found: dict[str, list[float]] = {name: [] for name in asks}
     for _ in range(blocks):
-        for name, ask in contenders.items():
+        for name, ask in asks.items():
             for _ in range(each):
                 begun = time.perf_counter()
                 await ask()
@@ -166,95 +173,64 @@ async def _take_turns(contenders: Mapping[str, Ask], *, blocks: int, each: int) 
 # -- many at once ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class Rates:
-    """Jobs per second with IN_FLIGHT under way, one number per round; the set-ups of Celery that were tried."""
-
-    per_s: dict[str, list[float]] = field(default_factory=dict)
-    celery: list[celery_side.Choice] = field(default_factory=list)
-    missing: str = ""
-
-    def add(self, name: str, per_s: float) -> None:
-        self.per_s.setdefault(name, []).append(per_s)
-
-
-CELERY = "celery"
-
-
-async def _rates(owner: Node, options: Options) -> Rates:
+async def _compared(owner: Node, options: Options) -> Compared:
     await warm_noop(owner)
-    rates = Rates()
-    seconds = options.few_or_many(1.0, 3.0)
+    compared = Compared()
+    seconds = options.few_or_many(0.4, 0.8)
     async with AsyncExitStack() as stack:
-        contenders = await stack.enter_async_context(_contenders(owner, (), options.folder, Counter()))
-        celery = await _celery(stack, rates, options, seconds)
-        for ask in contenders.values():
-            await jobs_per_s(ask, 0.5)  # warm up
+        asks = await stack.enter_async_context(contenders(owner, (), options.folder, Counter()))
+        for name, ask in asks.items():
+            compared.contenders[name] = Contender(NAMES[name], PROMISES[name], driving(_submit(ask)))
+        choices = options.few(CELERY_CHOICES, 1)
+        await compared.enter_best(stack, CELERY, choices, options.few_or_many(0.4, 1.0), options)
+        await compared.enter(stack, INTERACTIVE, options)
+        options.say("dispatch: 1, 16 and 64 in flight")
+        await compared.warm_up()
         for _ in range(options.rounds):
-            for name, ask in contenders.items():
-                rates.add(name, await jobs_per_s(ask, seconds))
-            if celery is not None:
-                rates.add(CELERY, await asyncio.to_thread(celery, IN_FLIGHT, seconds))
-    return rates
+            await compared.round(seconds)
+    return compared
 
 
-async def _celery(
-    stack: AsyncExitStack, rates: Rates, options: Options, seconds: float
-) -> Callable[[int, float], float] | None:
-    """The best of Celery's set-ups, running; None, with the reason, where it cannot."""
-    if not celery_side.installed() or not Redis.installed():
-        rates.missing = "Celery was left out: it needs the extra `bench` and a redis-server on the path"
-        return None
-    redis = stack.enter_context(Redis(options.folder))
-    log = options.folder / "celery.log"
-    options.say("dispatch: looking for Celery's best set-up")
-    rates.celery = await asyncio.to_thread(celery_side.try_all, redis.url, log, IN_FLIGHT, seconds)
-    best = rates.celery[0]
-    worker = await asyncio.to_thread(celery_side.Worker(redis.url, best.set_up, log).__enter__)
-    stack.push(worker)
-    return best.drive(worker)
+def _submit(ask: Ask) -> Submit:
+    """One answer for both: taken and done."""
+
+    async def submit(_: int) -> Awaitable[object]:
+        return ask()
+
+    return submit
 
 
-async def jobs_per_s(ask: Ask, seconds: float) -> float:
+async def jobs_per_s(ask: Ask, seconds: float, in_flight: int = IN_FLIGHT) -> float:
     """A new one for each that is done, until `seconds` are over."""
-    done = 0
-    begun = time.perf_counter()
-
-    async def caller() -> None:
-        nonlocal done
-        while time.perf_counter() - begun < seconds:
-            await ask()
-            done += 1
-
-    await asyncio.gather(*(caller() for _ in range(IN_FLIGHT)))
-    return done / (time.perf_counter() - begun)
+    return (await driving(_submit(ask))(in_flight, seconds)).per_s
 
 
 # -- what is said about it ---------------------------------------------------------------------------------------------
 
 
-def _section(latencies: list[Latencies], rates: Rates) -> Section:
+def _section(latencies: list[Latencies], compared: Compared) -> Section:
     section = Section(
         "dispatch",
         "Dispatch: a job that does nothing",
         "Everything but work: request, auction, award, runner process, settlement, reply. Runners are warm.",
     )
-    section.tables = [_latency_table(latencies), _rate_table(rates), *_celery_table(rates)]
-    section.aims = [*_latency_aims(latencies), *_rate_aims(rates)]
+    section.tables = [_rate_table(compared), _latency_table(latencies), *tried_table(compared)]
+    section.aims = [*_latency_aims(latencies), *_rate_aims(compared)]
+    section.plots = [compared.bars("rates", f"No-op jobs per second, {MANY} in flight, nothing synced to disk")]
     return section
 
 
 def _latency_table(latencies: list[Latencies]) -> Table:
     rows = [found.row(name) for found in latencies for name in NAMES if name in found.p50]
     return Table(
-        "One at a time",
+        "One at a time, in a mesh",
         ("nodes", "what", "p50", "of bare p50", "p99", "of bare p99"),
         rows,
         (
             "Promise of all rows: nothing is written to disk; the caller's wait is the retry. Outbid's job outlives "
             "the node that runs it (it is awarded again), the bare request does not.",
-            "Every node is a daemon of its own with ledger and router; at most five have a warm runner. The caller is "
-            "connected to the ledger of the node it asks, and so is the first echo.",
+            "Every node is a daemon of its own with ledger and router and a warm runner. The caller is connected to "
+            "the ledger of the node it asks, and so is the first echo.",
             *_winners(latencies),
         ),
     )
@@ -265,40 +241,48 @@ def _winners(latencies: Sequence[Latencies]) -> list[str]:
     return [f"Jobs that the asked node ran itself, being the best bidder: {', '.join(counts)} nodes."]
 
 
-def _rate_table(rates: Rates) -> Table:
-    names = NAMES | {CELERY: f"Celery + Redis ({_called(rates.celery[0])})" if rates.celery else ""}
-    promises = {
-        BARE: "nothing kept",
-        OUTBID: "in memory; run again if its node dies",
-        SDK: "in memory; run again if its node dies",
-        CELERY: "in Redis' memory, nothing on disk; acknowledged before it runs, so lost if its worker dies",
-    }
-    rows = []
-    for name, found in rates.per_s.items():
-        of_bare = ratios(found, rates.per_s[BARE]).text("x")
-        of_celery = ratios(found, rates.per_s[CELERY]).text("x", 1) if CELERY in rates.per_s else "-"
-        rows.append((names[name], spread(found).rate(), of_bare, of_celery, promises[name]))
+RATE_COLUMNS = (*(f"jobs/s, {count} in flight" for count in COUNTS), "p50 of 1", "p99 of 1")
+
+
+def rates(found: Contender) -> tuple[str, ...]:
+    """The cells under RATE_COLUMNS."""
+    return (
+        *(spread(found.per_s(count)).rate() for count in COUNTS),
+        found.ms("p50_s").text(" ms", 1),
+        found.ms("p99_s").text(" ms", 1),
+    )
+
+
+def _rate_table(compared: Compared) -> Table:
+    bare, sdk = compared.contenders[BARE], compared.contenders[SDK]
+    rows = [
+        (found.title, *rates(found), found.of(bare).text("x", 3), sdk.of(found).text("x"), found.promise)
+        for found in compared.contenders.values()
+    ]
     return Table(
-        f"Jobs per second, {IN_FLIGHT} in flight, one node with one runner process",
-        ("what", "jobs/s", "of bare", "of Celery", "promise"),
+        "Jobs per second, one node or one worker",
+        ("what", *RATE_COLUMNS, f"of bare, {MANY}", f"`mesh.run` is, {MANY}", "promise"),
         rows,
-        [note for note in (rates.missing, "Caller, servers, daemon and runner share this machine's cores.") if note],
+        (
+            *compared.left_out,
+            "Every caller is one process, every job is waited for and its result checked. Callers, servers, daemon and "
+            "workers share this machine's cores; the others are idle while one is measured (arq's worker polls, so it "
+            "is stopped).",
+            "Redis keeps nothing on disk, its clients' best case. hiredis and uvloop are installed. Where a caller can "
+            "only poll (arq, taskiq, procrastinate), all its jobs in flight together ask a thousand times a second.",
+        ),
     )
 
 
-def _celery_table(rates: Rates) -> list[Table]:
-    if not rates.celery:
-        return []
-    rows = [(choice.set_up.name, choice.way, f"{choice.per_s:.0f}") for choice in rates.celery]
+def tried_table(compared: Compared) -> list[Table]:
+    rows = [(title, f"{per_s:.0f}") for title, per_s in compared.tried]
     notes = (
-        "One run each; the first one is what Outbid is compared with above. Result backend on, Redis without "
-        "persistence (its best case), JSON, early acknowledgement as by default.",
+        "One run each, the first one takes part above. They were the best three of all set-ups (pool, "
+        "processes, prefetch, sent one by one, by threads or in groups), which are too many to try each time.",
     )
-    return [Table("Celery's set-ups that were tried", ("worker", "tasks sent", "jobs/s"), rows, notes)]
-
-
-def _called(choice: celery_side.Choice) -> str:
-    return f"{choice.set_up.name}, sent {choice.way}"
+    return [Table(f"Celery's set-ups that were tried, {MANY} in flight", ("set-up", "jobs/s"), rows, notes)] * bool(
+        rows
+    )
 
 
 def _latency_aims(latencies: list[Latencies]) -> list[Aim]:
@@ -309,8 +293,9 @@ def _latency_aims(latencies: list[Latencies]) -> list[Aim]:
     return [Aim("p50 of a no-op job with 5 nodes, of a bare request", "≤ 6x", multiple.text("x"), multiple.median <= 6)]
 
 
-def _rate_aims(rates: Rates) -> list[Aim]:
-    if CELERY not in rates.per_s:
+def _rate_aims(compared: Compared) -> list[Aim]:
+    celery = compared.contenders.get(CELERY)
+    if celery is None:
         return []
-    multiple = ratios(rates.per_s[SDK], rates.per_s[CELERY])
+    multiple = compared.contenders[SDK].of(celery)
     return [Aim("jobs/s through the SDK, of Celery's best", "≥ 5x", multiple.text("x", 1), multiple.median >= 5)]

@@ -1,10 +1,10 @@
-"""`durable`: jobs that are on disk before they are acknowledged, beside Celery with a Redis that promises the same."""
+"""`durable`: jobs that are on disk before they are acknowledged, beside other systems set to promise the same."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,34 +14,41 @@ import nats
 from nats.aio.client import Client
 
 from outbid import Mesh
-from outbid_bench import celery_side
-from outbid_bench.dispatch import IN_FLIGHT, Ask, jobs_per_s
+from outbid_bench.dispatch import CELERY, RATE_COLUMNS, rates, tried_table
 from outbid_bench.machine import filesystem
 from outbid_bench.nodes import NOOP, Fleet, Node, warm_noop
 from outbid_bench.options import Options
-from outbid_bench.processes import Redis
 from outbid_bench.report import Aim, Section, Table
-from outbid_bench.stats import percentile, ratios, spread
+from outbid_bench.rivals.driving import Submit
+from outbid_bench.rivals.rounds import MANY, Compared, Contender, driving
+from outbid_bench.rivals.systems import CELERY_SYNCED_CHOICES, JETSTREAM, SYNCED
+from outbid_bench.stats import ratios, spread
 from outbid_bench.syncs import PROBES, Syncs, probe
 from outbid_contracts import subjects
 
-SIZES = (1, 5)
+MESH = 5
 BATCH = 200
-RAW, SDK, BATCHES, CELERY, GROUPS = "raw", "sdk", "batches", "celery", "groups"
-ALONE = 20
-"""Jobs one at a time, in each round."""
+RAW, SDK, BATCHES, GROUPS = "raw", "sdk", "batches", "groups"
 
-Drive = Callable[[float], Awaitable[float]]
+Works = Callable[[float], Awaitable[float]]
 """Works for so many seconds and gives jobs per second."""
+
+_OURS = "job and result synced; runs again at once"
+NAMES = {
+    RAW: "Outbid: requests `mesh.jobs.submit` and `mesh.jobs.result`",
+    SDK: "Outbid through the SDK, `mesh.submit` and `job.result`",
+    BATCHES: f"Outbid through the SDK, batches of {BATCH}, `mesh.submit_many`",
+    CELERY: "Celery, one by one",
+    GROUPS: f"Celery, groups of {BATCH}",
+}
 
 
 @dataclass(slots=True)
 class Rates:
-    """Of one mesh size: per contender the jobs per second of each round; syncs per job where they were counted."""
+    """Of one mesh size: per way to work the jobs per second of each round."""
 
     nodes: int
     per_s: dict[str, list[float]] = field(default_factory=dict)
-    syncs: dict[str, float | None] = field(default_factory=dict)
 
     def of_celery(self, name: str) -> str:
         reference = GROUPS if name in (BATCHES, GROUPS) else CELERY
@@ -50,66 +57,35 @@ class Rates:
 
 @dataclass(slots=True)
 class Found:
+    compared: Compared
     rates: list[Rates] = field(default_factory=list)
-    tried: list[celery_side.Choice] = field(default_factory=list)
+    """Batches, and more than one node."""
+    syncs: dict[str, float] = field(default_factory=dict)
+    """Per contender: syncs per job, where they were counted."""
     fsync_s: list[float] = field(default_factory=list)
-    alone_s: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    """Per contender: seconds until a job was acknowledged and until its result was there, nothing else under way."""
     disk: str = ""
-    missing: str = ""
 
 
 async def run(options: Options) -> Section:
-    found = Found(disk=filesystem(options.folder))
+    found = Found(Compared(), disk=filesystem(options.folder))
     async with AsyncExitStack() as stack:
-        celery = await _celery(stack, found, options)
         fleet = await stack.enter_async_context(Fleet(options.folder / "nodes"))
-        for size in options.few(SIZES, 1):
-            options.say(f"durable: {IN_FLIGHT} in flight, {size} nodes")
-            await fleet.grow(size)
-            await _measure(fleet, celery, found, options)
+        await fleet.grow(1)
+        await warm_noop(fleet.nodes[0])
+        outbid = await stack.enter_async_context(_outbid(fleet.nodes[0]))
+        await _enter(found.compared, outbid, stack, options)
+        await _compare(found, options)
+        await _count_syncs(found, fleet.nodes[0].ledger().pid, options)
+        await _batches(1, outbid, found, options)
+        if not options.quick:
+            options.say(f"durable: {MESH} nodes")
+            await fleet.grow(MESH)
+            await warm_noop(*fleet.nodes)
+            await _batches(MESH, outbid, found, options)
     return _section(found)
 
 
 # -- contenders --------------------------------------------------------------------------------------------------------
-
-
-class Celery:
-    """Its best set-up, running."""
-
-    def __init__(self, redis: Redis, worker: celery_side.Worker, choice: celery_side.Choice) -> None:
-        self.redis = redis
-        self.worker = worker
-        self._drive = choice.drive(worker)
-
-    async def window(self, seconds: float) -> float:
-        return await asyncio.to_thread(self._drive, IN_FLIGHT, seconds)
-
-    async def groups(self, seconds: float) -> float:
-        return await asyncio.to_thread(self.worker.groups, BATCH, seconds)
-
-    async def alone(self) -> tuple[float, float]:
-        return await asyncio.to_thread(self.worker.alone)
-
-
-async def _celery(stack: AsyncExitStack, found: Found, options: Options) -> Celery | None:
-    """None, with the reason in `found`, where it cannot be had."""
-    if not celery_side.installed() or not Redis.installed():
-        found.missing = "Celery was left out: it needs the extra `bench` and a redis-server on the path"
-        return None
-    redis = stack.enter_context(Redis(options.folder, synced=True))
-    log = options.folder / "celery.log"
-    options.say("durable: looking for Celery's best set-up")
-    found.tried = await asyncio.to_thread(
-        celery_side.try_all,
-        *(redis.url, log, IN_FLIGHT, options.few_or_many(1.0, 3.0)),
-        set_ups=celery_side.DURABLE_SET_UPS,
-        ways=tuple(celery_side.WAYS),
-    )
-    best = found.tried[0]
-    worker = await asyncio.to_thread(celery_side.Worker(redis.url, best.set_up, log).__enter__)
-    stack.push(worker)
-    return Celery(redis, worker, best)
 
 
 class Outbid:
@@ -119,9 +95,9 @@ class Outbid:
         self._client = client
         self._mesh = mesh
 
-    async def raw(self) -> None:
+    async def raw(self, _: int) -> Awaitable[object]:
         submitted = await self._ask("submit", {"capability": NOOP, "params": {}})
-        await self._ask("result", {"job": submitted["job"], "wait_s": 30})
+        return self._ask("result", {"job": submitted["job"], "wait_s": 30})
 
     async def _ask(self, verb: str, body: object) -> Any:
         reply = await self._client.request(subjects.jobs(verb), msgspec.json.encode(body), timeout=40)
@@ -129,8 +105,8 @@ class Outbid:
             raise RuntimeError(reply.headers["Nats-Service-Error"])
         return msgspec.json.decode(reply.data)
 
-    async def sdk(self) -> None:
-        await (await self._mesh.submit(NOOP, {})).result()
+    async def sdk(self, _: int) -> Awaitable[object]:
+        return (await self._mesh.submit(NOOP, {})).result()
 
     async def batches(self, seconds: float) -> float:
         """One batch after the other, each submitted as one and waited for."""
@@ -141,13 +117,6 @@ class Outbid:
             done += BATCH
         return done / (time.perf_counter() - begun)
 
-    async def alone(self) -> tuple[float, float]:
-        begun = time.perf_counter()
-        job = await self._mesh.submit(NOOP, {})
-        acknowledged = time.perf_counter() - begun
-        await job.result()
-        return acknowledged, time.perf_counter() - begun
-
 
 @asynccontextmanager
 async def _outbid(node: Node) -> AsyncIterator[Outbid]:
@@ -157,62 +126,73 @@ async def _outbid(node: Node) -> AsyncIterator[Outbid]:
         yield Outbid(client, await stack.enter_async_context(Mesh(state=node.state)))
 
 
+async def _enter(compared: Compared, outbid: Outbid, stack: AsyncExitStack, options: Options) -> None:
+    submits: dict[str, Submit] = {RAW: outbid.raw, SDK: outbid.sdk}
+    for name, submit in submits.items():
+        compared.contenders[name] = Contender(NAMES[name], _OURS, driving(submit))
+    choices = options.few(CELERY_SYNCED_CHOICES, 1)
+    await compared.enter_best(stack, CELERY, choices, options.few_or_many(0.4, 1.0), options)
+    await compared.enter(stack, SYNCED, options)
+
+
 # -- rounds ------------------------------------------------------------------------------------------------------------
 
 
-async def _measure(fleet: Fleet, celery: Celery | None, found: Found, options: Options) -> None:
-    await warm_noop(*fleet.nodes)
-    rates = Rates(len(fleet.nodes))
+async def _compare(found: Found, options: Options) -> None:
+    options.say("durable: 1, 16 and 64 in flight")
+    await found.compared.warm_up()
+    for _ in range(options.rounds):
+        found.fsync_s.append(probe(options.folder))
+        await found.compared.round(options.few_or_many(0.4, 0.8))
+
+
+async def _batches(nodes: int, outbid: Outbid, found: Found, options: Options) -> None:
+    rates = Rates(nodes)
     found.rates.append(rates)
-    async with _outbid(fleet.nodes[0]) as outbid:
-        drives = _drives(outbid, celery)
-        for drive in drives.values():
-            await drive(0.5)  # warm up
-        for _ in range(options.rounds):
-            found.fsync_s.append(probe(options.folder))
-            for name, drive in drives.items():
-                rates.per_s.setdefault(name, []).append(await drive(options.few_or_many(1.0, 3.0)))
-            if rates.nodes == 1:
-                await _alone(outbid, celery, found)
-        if rates.nodes == 1:
-            pids = dict.fromkeys(drives, fleet.nodes[0].ledger().pid)
-            pids |= dict.fromkeys((CELERY, GROUPS), celery.redis.pid) if celery is not None else {}
-            rates.syncs = {name: await _syncs(drives[name], pids[name], options) for name in drives}
+    works = _works(outbid, found.compared, one_by_one=nodes > 1)
+    seconds = options.few_or_many(0.4, 0.8)
+    for work in works.values():
+        await work(0.3)  # warm up
+    for _ in range(options.rounds):
+        for name, work in works.items():
+            rates.per_s.setdefault(name, []).append(await work(seconds))
 
 
-def _drives(outbid: Outbid, celery: Celery | None) -> dict[str, Drive]:
-    drives: dict[str, Drive] = {RAW: _many(outbid.raw), SDK: _many(outbid.sdk), BATCHES: outbid.batches}
-    return drives if celery is None else {CELERY: celery.window, **drives, GROUPS: celery.groups}
+def _works(outbid: Outbid, compared: Compared, *, one_by_one: bool) -> dict[str, Works]:
+    """`one_by_one`: also what the comparison measured with one node."""
+    works: dict[str, Works] = {BATCHES: outbid.batches}
+    single = (RAW, SDK, CELERY) if one_by_one else ()
+    if CELERY in compared.contenders:
+        groups = compared.running[CELERY]
+
+        async def in_groups(seconds: float) -> float:
+            return (await groups.drive(BATCH, seconds, way="in groups")).per_s
+
+        works[GROUPS] = in_groups
+    return {name: _many(compared.contenders[name]) for name in single if name in compared.contenders} | works
 
 
-def _many(ask: Ask) -> Drive:
-    return lambda seconds: jobs_per_s(ask, seconds)
+def _many(contender: Contender) -> Works:
+    async def work(seconds: float) -> float:
+        return (await contender.drive(MANY, seconds)).per_s
+
+    return work
 
 
-async def _alone(outbid: Outbid, celery: Celery | None, found: Found) -> None:
-    for _ in range(ALONE):
-        found.alone_s.setdefault(SDK, []).append(await outbid.alone())
-        if celery is not None:
-            found.alone_s.setdefault(CELERY, []).append(await celery.alone())
-
-
-async def _syncs(drive: Drive, pid: int, options: Options) -> float | None:
-    """Syncs per job, in a run of its own, because counting slows."""
-    async with Syncs(pid, options.folder) as syncs:
-        begun = time.perf_counter()
-        jobs = await drive(options.few_or_many(1.0, 3.0)) * (time.perf_counter() - begun)
-    return None if syncs.count is None else syncs.count / jobs
+async def _count_syncs(found: Found, ledger: int, options: Options) -> None:
+    """Per job, in a run of its own, because counting slows."""
+    for name, contender in found.compared.contenders.items():
+        server = found.compared.running[name].server if name in found.compared.running else None
+        pid = ledger if server is None else server.syncing
+        if pid is None:
+            continue
+        async with Syncs(pid, options.folder) as syncs:
+            driven = await contender.drive(MANY, options.few_or_many(0.4, 1.0))
+        if syncs.count is not None:
+            found.syncs[name] = syncs.count / driven.jobs
 
 
 # -- what is said about it ---------------------------------------------------------------------------------------------
-
-_OURS = "on disk before acknowledged; run again if what runs it dies; result on disk before it is told"
-_THEIRS = "the same: append-only file synced before each answer, late acknowledgement, rejected if its worker is lost"
-NAMES = {
-    RAW: ("Outbid: requests `mesh.jobs.submit` and `mesh.jobs.result`", _OURS),
-    SDK: ("Outbid through the SDK, `mesh.submit` and `job.result`", _OURS),
-    BATCHES: (f"Outbid through the SDK, batches of {BATCH}, `mesh.submit_many`", _OURS + "; a batch as one"),
-}
 
 
 def _section(found: Found) -> Section:
@@ -222,81 +202,73 @@ def _section(found: Found) -> Section:
         f"A job that does nothing, submitted and waited for by one client. Disk: {found.disk}; a sync of 512 bytes took"
         f" {spread(found.fsync_s).scaled(1000).text(' ms')} (medians of {PROBES}, before each round).",
     )
-    section.tables = [_rate_table(found), *_alone_table(found), *_sync_table(found), *_tried_table(found)]
-    section.aims = _aims(found)
+    compared = found.compared
+    section.tables = [_rate_table(compared), _batch_table(found), *_sync_table(found), *tried_table(compared)]
+    section.aims = _aims(compared)
+    section.plots = [compared.bars("rates", f"No-op jobs per second, {MANY} in flight, each synced to disk")]
     return section
 
 
-def _names(found: Found) -> Mapping[str, tuple[str, str]]:
-    if not found.tried:
-        return NAMES
-    best = found.tried[0]
-    return NAMES | {
-        CELERY: (f"Celery + Redis ({best.set_up.name}, sent {best.way})", _THEIRS),
-        GROUPS: (f"Celery + Redis ({best.set_up.name}, groups of {BATCH})", _THEIRS),
-    }
-
-
-def _rate_table(found: Found) -> Table:
-    names = _names(found)
+def _rate_table(compared: Compared) -> Table:
+    sdk = compared.contenders[SDK]
+    ceiling = compared.contenders.get(JETSTREAM)
     rows = [
-        (str(rates.nodes), names[name][0], spread(per_s).rate(), rates.of_celery(name), names[name][1])
+        (
+            found.title,
+            *rates(found),
+            found.ms("taken_p50_s").text(" ms", 1),
+            found.of(ceiling).text("x") if ceiling is not None else "-",
+            sdk.of(found).text("x", 1),
+            found.promise,
+        )
+        for found in compared.contenders.values()
+    ]
+    return Table(
+        "Jobs per second, one node or one worker",
+        ("what", *RATE_COLUMNS, "taken p50 of 1", f"of JetStream, {MANY}", f"SDK is, {MANY}", "promise"),
+        rows,
+        (
+            *compared.left_out,
+            "Times are since the submission: until the job was acknowledged (taken), until its result was there. The "
+            "ratios are of jobs per second, round by round.",
+            "Redis: appendonly yes, appendfsync always; it syncs once for all it was sent during one turn of its loop, "
+            "a node once for all that came while its last sync was under way. Celery: task_acks_late, "
+            "task_reject_on_worker_lost. PostgreSQL as it comes, with synchronous_commit on.",
+            "Results are kept on disk by Celery for a day, by Outbid for a week, by the others for an hour or less; "
+            "the hand-written JetStream and procrastinate keep none.",
+        ),
+    )
+
+
+def _batch_table(found: Found) -> Table:
+    rows = [
+        (str(rates.nodes), NAMES[name], spread(per_s).rate(), rates.of_celery(name))
         for rates in found.rates
         for name, per_s in rates.per_s.items()
     ]
-    return Table(
-        f"Jobs per second, {IN_FLIGHT} in flight (batches and groups: {BATCH})",
-        ("nodes", "what", "jobs/s", "of Celery", "promise"),
-        rows,
-        [
-            *([found.missing] if found.missing else []),
-            "Measured in turns, the ratio within each round; batches are compared with groups. Celery's Redis and "
-            "worker run beside the nodes, idle while the others are measured, and the other way round.",
-            "Redis syncs once for all it was sent during one turn of its loop, a node once for all that came while its "
-            "last sync was under way. Both keep results on disk: Celery for a day, Outbid for a week.",
-        ],
-    )
-
-
-def _alone_table(found: Found) -> list[Table]:
-    names = _names(found)
-    rows = []
-    for name, seconds in found.alone_s.items():
-        both = [[percentile(column, q) * 1000 for q in (0.5, 0.99)] for column in zip(*seconds, strict=True)]
-        rows.append((names[name][0], *(f"{ms:.1f} ms" for column in both for ms in column)))
-    columns = ("what", "acknowledged p50", "p99", "result p50", "p99")
-    return [Table("One at a time, one node", columns, rows, ("Seconds since it was submitted.",))]
+    notes = (f"One by one: {MANY} in flight. Batches are compared with groups. Promises as above; a batch is one.",)
+    return Table(f"Batches of {BATCH}, and a mesh", ("nodes", "what", "jobs/s", "of Celery"), rows, notes)
 
 
 def _sync_table(found: Found) -> list[Table]:
-    names = _names(found)
     rows = [
-        (names[name][0], f"{per_job:.2f}", f"{1 / per_job:.1f}" if per_job else "-")
-        for name, per_job in found.rates[0].syncs.items()
-        if per_job is not None
+        (found.compared.contenders[name].title, f"{per_job:.2f}", f"{1 / per_job:.1f}" if per_job else "-")
+        for name, per_job in found.syncs.items()
     ]
     if not rows:
         return []
-    note = "Calls of fsync and fdatasync by the node's ledger or by Redis, counted by strace in a run of its own."
-    return [Table("Syncs, one node", ("what", "syncs per job", "jobs per sync"), rows, (note,))]
-
-
-def _tried_table(found: Found) -> list[Table]:
-    if not found.tried:
-        return []
-    rows = [(choice.set_up.name, choice.way, f"{choice.per_s:.0f}") for choice in found.tried]
-    notes = (
-        "One run each; the first one is what Outbid is compared with above. Redis: appendonly yes, appendfsync always. "
-        "Celery: task_acks_late, task_reject_on_worker_lost, results in the same Redis, JSON.",
+    note = (
+        "Calls of fsync and fdatasync by the node's ledger, by Redis or by the nats-server, counted by strace in a run "
+        "of its own. PostgreSQL's processes are not counted."
     )
-    return [Table("Celery's set-ups that were tried", ("worker", "tasks sent", "jobs/s"), rows, notes)]
+    return [Table(f"Syncs, {MANY} in flight", ("what", "syncs per job", "jobs per sync"), rows, (note,))]
 
 
-def _aims(found: Found) -> list[Aim]:
-    rates = found.rates[0]
-    if CELERY not in rates.per_s:
+def _aims(compared: Compared) -> list[Aim]:
+    celery = compared.contenders.get(CELERY)
+    if celery is None:
         return []
-    multiple = ratios(rates.per_s[SDK], rates.per_s[CELERY])
+    multiple = compared.contenders[SDK].of(celery)
     return [
         Aim("durable jobs/s through the SDK, of Celery's best", "≥ 5x", multiple.text("x", 1), multiple.median >= 5)
     ]

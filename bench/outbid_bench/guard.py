@@ -69,8 +69,10 @@ def judge(ratio: Ratio, before: Sequence[float]) -> Verdict:
     return "better" if (now.median > then.median) == (ratio.better == "higher") else "WORSE"
 
 
-def compare(ratios: Iterable[Ratio], kept: Kept) -> tuple[Table, list[str]]:
-    """A row for each ratio, and the names of those that got worse. Kept ratios that were not measured are named too."""
+def compare(ratios: Iterable[Ratio], kept: Kept, *, whole: bool = True) -> tuple[Table, list[str]]:
+    """A row for each ratio, and the names of those that got worse. In a `whole` run kept ratios that were not measured
+    are named too.
+    """
     before, worse = kept.rounds(), list[str]()
     rows: list[tuple[str, ...]] = []
     for ratio in ratios:
@@ -79,7 +81,9 @@ def compare(ratios: Iterable[Ratio], kept: Kept) -> tuple[Table, list[str]]:
         worse += [ratio.name] if verdict == "WORSE" else []
         rows.append((ratio.name, ratio.better, _cell(then), _cell(ratio.rounds), verdict))
     known = {row[0] for row in rows}
-    rows += [(name, "", _cell(then), "", "not measured") for name, then in before.items() if name not in known]
+    rows += [
+        (name, "", _cell(then), "", "not measured") for name, then in before.items() if whole and name not in known
+    ]
     runs = ", ".join(f"{run.measured} on {run.machine}" for run in kept.runs) or "none"
     notes = (
         f"Kept runs: {runs}.",

@@ -1,4 +1,4 @@
-"""`images`: pictures through the mesh beside diffusers called directly; four at once beside one after the other."""
+"""`images`: pictures through the mesh beside diffusers called directly; two and four at once; the first preview."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 from outbid import Mesh
 from outbid_bench.nodes import Fleet
 from outbid_bench.options import Options
+from outbid_bench.plots import Bars
 from outbid_bench.processes import Helper
 from outbid_bench.report import Aim, Section, Table
 from outbid_bench.stats import ratios, spread
@@ -23,6 +24,7 @@ from outbid_contracts.images import GENERATE
 MODEL = Path("image", "emoji")
 STEPS, GUIDANCE = 20, 4.0
 QUICK_STEPS = 8
+PREVIEW_EVERY = 2
 TOGETHER = 4
 WORDS = ("red apple", "cat face", "blue heart", "rocket", "penguin", "pizza", "rainbow", "house")
 
@@ -32,8 +34,12 @@ Jobs = Sequence[tuple[str, int]]
 Draw = Callable[[Jobs, int], Awaitable[float]]
 """Draws them in so many steps and gives the seconds that took."""
 
-DIRECT, DIRECT_BATCH = "diffusers, called directly", f"diffusers, called directly, batches of {TOGETHER}"
-ONE, ALL = "Outbid, one after the other", f"Outbid, {TOGETHER} at once"
+Preview = Callable[[int], Awaitable[float]]
+"""Draws with this seed and gives the seconds until the first preview was there."""
+
+DIRECT, DIRECT_TWO = "diffusers, called directly", "diffusers, called directly, batches of 2"
+DIRECT_BATCH = f"diffusers, called directly, batches of {TOGETHER}"
+ONE, TWO, ALL = "Outbid, one after the other", "Outbid, 2 at once", f"Outbid, {TOGETHER} at once"
 LITE_ONE, LITE_ALL = "Outbid on ONNX Runtime, one after the other", f"Outbid on ONNX Runtime, {TOGETHER} at once"
 
 
@@ -43,7 +49,7 @@ class Found:
 
     per_s: dict[str, list[float]] = field(default_factory=dict)
     short_s: dict[str, list[float]] = field(default_factory=dict)
-    preview_s: list[float] = field(default_factory=list)
+    preview_s: dict[str, list[float]] = field(default_factory=dict)
 
 
 async def run(options: Options) -> Section:
@@ -60,12 +66,19 @@ async def run(options: Options) -> Section:
         contenders = {
             DIRECT: _directly(direct, 1),
             ONE: _one_by_one(torch),
+            DIRECT_TWO: _directly(direct, 2),
+            TWO: _at_once(torch, 2),
             DIRECT_BATCH: _directly(direct, TOGETHER),
-            ALL: _at_once(torch),
+            ALL: _at_once(torch, TOGETHER),
             LITE_ONE: _one_by_one(lite),
-            LITE_ALL: _at_once(lite),
+            LITE_ALL: _at_once(lite, TOGETHER),
         }
-        found = await _measure(contenders, torch, options)
+        previews: dict[str, Preview] = {
+            DIRECT: lambda seed: _first_preview_directly_s(direct, seed),
+            ONE: lambda seed: _first_preview_s(torch, seed),
+            LITE_ONE: lambda seed: _first_preview_s(lite, seed),
+        }
+        found = await _measure(contenders, previews, options)
     return _section(found, threads)
 
 
@@ -106,11 +119,11 @@ def _one_by_one(mesh: Mesh) -> Draw:
     return draw
 
 
-def _at_once(mesh: Mesh) -> Draw:
+def _at_once(mesh: Mesh, together: int) -> Draw:
     """So many under way all the time, as from several people."""
 
     async def draw(jobs: Jobs, steps: int) -> float:
-        free, begun = asyncio.Semaphore(TOGETHER), time.perf_counter()
+        free, begun = asyncio.Semaphore(together), time.perf_counter()
 
         async def one(prompt: str, seed: int) -> None:
             async with free:
@@ -128,7 +141,7 @@ def _params(prompt: str, seed: int, steps: int) -> dict[str, Any]:
 
 async def _first_preview_s(mesh: Mesh, seed: int) -> float:
     begun = time.perf_counter()
-    params = _params(WORDS[0], seed, STEPS) | {"preview_every": 2}
+    params = _params(WORDS[0], seed, STEPS) | {"preview_every": PREVIEW_EVERY}
     first_s = 0.0
     async with aclosing(mesh.stream(GENERATE, params)) as events:  # type: ignore[type-var]
         async for event in events:
@@ -137,31 +150,29 @@ async def _first_preview_s(mesh: Mesh, seed: int) -> float:
     return first_s
 
 
+async def _first_preview_directly_s(helper: Helper, seed: int) -> float:
+    batches = [[(WORDS[0], seed)]]
+    answer = await helper.ask(batches=batches, steps=STEPS, guidance=GUIDANCE, preview_every=PREVIEW_EVERY)
+    return float(answer["shown_s"][0])
+
+
 # -- the measurements --------------------------------------------------------------------------------------------------
 
 
-async def _measure(contenders: dict[str, Draw], torch: Mesh, options: Options) -> Found:
-    found, count = Found(), options.few_or_many(4, 12)
+async def _measure(contenders: dict[str, Draw], previews: dict[str, Preview], options: Options) -> Found:
+    found, count = Found(), TOGETHER
     for draw in contenders.values():
         await draw([(WORDS[0], 0)] * TOGETHER, QUICK_STEPS)  # loads the model, warms every size of batch
     for round in range(options.rounds):
         options.say(f"images: round {round + 1} of {options.rounds}")
         jobs = [(WORDS[n % len(WORDS)], 1000 * round + n) for n in range(count)]
-        for name, seconds in (await _in_turns(contenders, jobs)).items():
-            found.per_s.setdefault(name, []).append(count / seconds)
+        for name, draw in contenders.items():
+            found.per_s.setdefault(name, []).append(count / await draw(jobs, STEPS))
         for name in (DIRECT, ONE, LITE_ONE):
             found.short_s.setdefault(name, []).append(await contenders[name]([(WORDS[1], round)], QUICK_STEPS))
-        found.preview_s.append(await _first_preview_s(torch, round))
+        for name, preview in previews.items():
+            found.preview_s.setdefault(name, []).append(await preview(round))
     return found
-
-
-async def _in_turns(contenders: dict[str, Draw], jobs: Jobs) -> dict[str, float]:
-    """Seconds of each for all jobs. A few at a time, so that a slow moment of the machine does not hit one alone."""
-    seconds = dict.fromkeys(contenders, 0.0)
-    for start in range(0, len(jobs), TOGETHER):
-        for name, draw in contenders.items():
-            seconds[name] += await draw(jobs[start : start + TOGETHER], STEPS)
-    return seconds
 
 
 # -- what is said about it ---------------------------------------------------------------------------------------------
@@ -175,7 +186,8 @@ def _section(found: Found, threads: int) -> Section:
         f"{'s' if threads > 1 else ''} for every contender, warm. Through the mesh: SDK, auction, runner process, PNG "
         "with metadata, artifact on disk (synced).",
     )
-    section.tables, section.aims = [_table(found)], _aims(found)
+    section.tables, section.aims = [_table(found), _preview_table(found)], _aims(found)
+    section.plots = [Bars("rate", "Images per second", "images/s", [(n, spread(s)) for n, s in found.per_s.items()])]
     return section
 
 
@@ -190,10 +202,23 @@ def _table(found: Found) -> Table:
         for name, per_s in found.per_s.items()
     ]
     notes = (
-        f"First preview of a picture of {STEPS} steps: {spread(found.preview_s).scaled(1000).text(' ms', 0)}.",
-        "diffusers called directly writes no file.",
+        f"{TOGETHER} pictures of {STEPS} steps from each in each round. diffusers called directly writes no file; its "
+        "batch is there from the start, while the mesh puts together what comes.",
     )
     return Table("Images per second", ("what", "images/s", "of diffusers", f"one of {QUICK_STEPS} steps"), rows, notes)
+
+
+def _preview_table(found: Found) -> Table:
+    direct = found.preview_s[DIRECT]
+    rows = [
+        (name, spread(seconds).scaled(1000).text(" ms", 0), ratios(seconds, direct).text("x"))
+        for name, seconds in found.preview_s.items()
+    ]
+    notes = (
+        f"Since the call, one every {PREVIEW_EVERY} steps of {STEPS}. Directly: `callback_on_step_end`, decoded by the "
+        "pipeline's own VAE to a JPEG in that process; through the mesh: a JPEG at the caller.",
+    )
+    return Table("The first preview", ("what", "after", "of diffusers"), rows, notes)
 
 
 def _aims(found: Found) -> list[Aim]:

@@ -124,8 +124,8 @@ def _table(times: Times) -> Table:
     ]
     notes = (
         "`started` is the launch of the process, so the start of Python and of both nats-servers is in it.",
-        "A killed daemon: its neighbour on the ring of ids asks every 0.2 s whether it is there, is told that nobody "
-        "listens, and says so to the others, who ask for themselves.",
+        "A killed daemon: its router, which ends with it, says goodbye to the others, who ask whether it is there and "
+        "are told that nobody listens.",
         "A power cut leaves nothing but silence: three heartbeats of one second, 0.2 s for the network, the next look.",
     )
     return Table("Seconds until the last one knew", ("what", "runs", "p50", "p99", "lowest–highest"), rows, notes)

@@ -13,7 +13,24 @@ from pathlib import Path
 
 import psutil
 
-PACKAGES = ("outbid", "nats-py", "uvloop", "pyzmq", "msgspec", "llama-cpp-python", "xllamacpp", "celery", "redis")
+PACKAGES = (
+    "outbid",
+    "nats-py",
+    "uvloop",
+    "pyzmq",
+    "msgspec",
+    "duckdb",
+    "llama-cpp-python",
+    "xllamacpp",
+    "celery",
+    "dramatiq",
+    "taskiq-redis",
+    "faststream",
+    "ray",
+    "procrastinate",
+    "redis",
+    "hiredis",
+)
 
 
 def conditions(command: str) -> list[str]:
@@ -21,7 +38,7 @@ def conditions(command: str) -> list[str]:
     return [
         f"Command: `{command}`",
         f"Measured: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, with a load average of {_load()} beforehand",
-        f"Machine: {_processor()}, {psutil.cpu_count()} logical cores, {psutil.virtual_memory().total / 2**30:.0f} GiB "
+        f"Machine: {processor()}, {psutil.cpu_count()} logical cores, {psutil.virtual_memory().total / 2**30:.0f} GiB "
         f"memory, {platform.system()} {platform.machine()}",
         f"Versions: {', '.join(_versions())}",
     ]
@@ -57,7 +74,7 @@ def _load() -> str:
     return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
 
 
-def _processor() -> str:
+def processor() -> str:
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

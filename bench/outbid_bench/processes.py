@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -46,12 +45,13 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 class Helper:
     """A module of this package in a process of its own, that answers JSON lines with JSON lines.
 
-    Its first line says that it is ready. What it prints on standard error goes to `log`.
+    Its first line says that it is ready. What it prints on standard error goes to `log`. `environ` is added to ours.
     """
 
-    def __init__(self, module: str, *arguments: str, log: Path) -> None:
+    def __init__(self, module: str, *arguments: str, log: Path, environ: Mapping[str, str] | None = None) -> None:
         self._command = [sys.executable, "-m", f"outbid_bench.{module}", *arguments]
         self._log = log
+        self._environ = clean_environment(environ)
         self.hello: dict[str, Any] = {}
 
     async def __aenter__(self) -> Helper:
@@ -71,7 +71,7 @@ class Helper:
     def _start(self) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:
             return subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=clean_environment()
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=self._environ
             )
 
     @property
@@ -100,45 +100,6 @@ def serve_lines(hello: Mapping[str, Any], answer: Any) -> None:
     print(json.dumps(hello), flush=True)
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), flush=True)
-
-
-class Redis:
-    """A redis-server of our own. `url` is where it listens. `synced`: each change is on disk before it is acknowledged
-    (those of one turn of its loop together); else nothing is written to disk.
-    """
-
-    def __init__(self, folder: Path, *, synced: bool = False) -> None:
-        self._folder = folder
-        self._synced = synced
-        self._port = free_port()
-        self.url = f"redis://127.0.0.1:{self._port}/0"
-
-    @staticmethod
-    def installed() -> bool:
-        return shutil.which("redis-server") is not None
-
-    def __enter__(self) -> Redis:
-        options = {
-            "port": str(self._port),
-            "bind": "127.0.0.1",
-            "save": "",
-            "appendonly": "yes" if self._synced else "no",
-            "appendfsync": "always",
-            "dir": str(self._folder),
-        }
-        command = ["redis-server", *(word for name, value in options.items() for word in (f"--{name}", value))]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
-        until_listening(self._port, self._process)
-        return self
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        end(self._process)
 
 
 def until_listening(port: int, process: subprocess.Popen[Any], timeout_s: float = 20.0) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from outbid_bench.durable import BATCHES, CELERY, GROUPS, RAW, SDK, Rates
+from outbid_bench.dispatch import CELERY
+from outbid_bench.durable import BATCHES, GROUPS, RAW, SDK, Rates
 from outbid_bench.syncs import PROBES, Syncs, counted, probe
 
 SUMMARY = """\

@@ -48,9 +48,12 @@ def test_noise_between_kept_runs_widens_what_counts_as_before() -> None:
 
 
 def test_new_and_missing_ratios_are_named() -> None:
-    table, worse = compare([ratio(1.0, name="new one")], Kept(runs=(run(ratio(1.0, name="old one")),)))
+    kept = Kept(runs=(run(ratio(1.0, name="old one")),))
+    table, worse = compare([ratio(1.0, name="new one")], kept)
     assert [(row[0], row[-1]) for row in table.rows] == [("new one", "new"), ("old one", "not measured")]
     assert worse == []
+    part, _ = compare([ratio(1.0, name="new one")], kept, whole=False)
+    assert [row[0] for row in part.rows] == ["new one"]
 
 
 def test_kept_runs_are_read_again_and_the_oldest_go(tmp_path: Path) -> None:

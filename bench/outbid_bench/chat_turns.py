@@ -1,0 +1,83 @@
+"""Conversations of five turns: whether what was said before is read again before each answer.
+
+Two conversations take turns, so that a server with one cache for all callers must drop what it knows. The same prompt
+with another beginning, which nobody has read before, says what reading all of it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from outbid_bench.chat_asking import Ask
+from outbid_bench.stats import Spread, ratios, spread
+
+TURNS = 5
+CONVERSATIONS = 2
+TOKENS = 8
+"""Of each answer: what counts is the time to its first."""
+
+SAID = (
+    "I want to plan a long journey by train through the mountains in late autumn, with two children and an old dog.",
+    "We would rather stay three nights in one place than move on every day, and nobody of us likes big hotels at all.",
+    "The younger child gets sick on winding roads, so no coaches please, and the dog cannot walk more than an hour.",
+    "My brother joins us on the fourth day with his bicycle, and he has to be back at work on the Monday after that.",
+    "Now tell me where we should get off first, what we could see there, and what to do if it rains the whole time.",
+)
+
+ANEW = "turn 5, read anew"
+
+
+@dataclass(slots=True)
+class Turns:
+    """Seconds to the first text: of each contender's turns, one number per round."""
+
+    first_s: dict[str, list[list[float]]] = field(default_factory=dict)
+    anew_s: dict[str, list[float]] = field(default_factory=dict)
+
+    async def measure(self, name: str, ask: Ask, opening: Callable[[], str]) -> None:
+        """`opening` gives words that nobody has read yet."""
+        talks = [[opened_with(opening())] for _ in range(CONVERSATIONS)]
+        found: list[list[float]] = [[] for _ in talks]
+        for said in SAID:
+            for talk, first_s in zip(talks, found, strict=True):
+                talk.append({"role": "user", "content": said})
+                answer = await ask(talk, TOKENS)
+                talk.append({"role": "assistant", "content": answer.text})
+                first_s.append(answer.first_s)
+        self.first_s.setdefault(name, []).append([sum(turn) / len(turn) for turn in zip(*found, strict=True)])
+        anew = await ask([opened_with(opening()), *talks[0][1:-1]], TOKENS)
+        self.anew_s.setdefault(name, []).append(anew.first_s)
+
+    def turn(self, name: str, number: int) -> Spread:
+        """From 1."""
+        return spread(round[number - 1] for round in self.first_s[name])
+
+    def last_of_anew(self, name: str) -> Spread:
+        return ratios([round[-1] for round in self.first_s[name]], self.anew_s[name])
+
+    def rows(self) -> list[tuple[str, ...]]:
+        return [
+            (
+                name,
+                *(self.turn(name, number).scaled(1000).text("", 0) for number in range(1, TURNS + 1)),
+                spread(self.anew_s[name]).scaled(1000).text("", 0),
+                self.last_of_anew(name).text("x"),
+            )
+            for name in self.first_s
+        ]
+
+    def series(self) -> Mapping[str, Sequence[tuple[float, Spread]]]:
+        """For a plot, in milliseconds over turns."""
+        return {
+            name: [(number, self.turn(name, number).scaled(1000)) for number in range(1, TURNS + 1)]
+            for name in self.first_s
+        }
+
+
+COLUMNS = ("first token, ms", *(f"turn {number}" for number in range(1, TURNS + 1)), ANEW, "turn 5 of anew")
+
+
+def opened_with(opening: str) -> dict[str, str]:
+    """A conversation's first message."""
+    return {"role": "system", "content": f"{opening}: you help travellers."}
