@@ -8,6 +8,8 @@ import shlex
 import signal
 import sys
 import tempfile
+import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,16 +45,26 @@ MEASURED = tuple(name for name in SUBSETS if name != "simulate")
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that what was started is ended
-    sections: dict[str, str] = {}
+    failed: list[str] = []
     for name in arguments.subset or MEASURED:
-        known = conditions(_command(arguments, name))
-        section = _measure(name, arguments)
-        print("\n".join([section.as_text(), "", *known, ""]), flush=True)
-        sections[name] = section.as_markdown(known)
-        if arguments.write:
-            section.draw(arguments.write)
-            write_page(arguments.write, sections, order=[*SUBSETS])
-    return 0
+        try:
+            _report(name, arguments)
+        except Exception:  # the others take half an hour: they are worth having
+            traceback.print_exc()
+            failed.append(name)
+    if failed:
+        print(f"not measured, see above: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _report(name: str, arguments: argparse.Namespace) -> None:
+    known, begun = conditions(_command(arguments, name)), time.monotonic()
+    section = _measure(name, arguments)
+    known.append(f"Took: {(time.monotonic() - begun) / 60:.1f} minutes")
+    print("\n".join([section.as_text(), "", *known, ""]), flush=True)
+    if arguments.write:
+        section.draw(arguments.write)
+        write_page(arguments.write, {name: section.as_markdown(known)}, order=[*SUBSETS])
 
 
 def _parser() -> argparse.ArgumentParser:
