@@ -269,7 +269,7 @@ def _rate_table(compared: Compared) -> Table:
             "workers share this machine's cores; the others are idle while one is measured (arq's worker polls, so it "
             "is stopped).",
             "Redis keeps nothing on disk, its clients' best case. hiredis and uvloop are installed. Where a caller can "
-            "only poll (arq, taskiq, procrastinate), all its jobs in flight together ask a thousand times a second.",
+            "only poll (arq, taskiq, procrastinate), all its jobs together ask 2 000 times a second.",
         ),
     )
 
