@@ -13,6 +13,8 @@ HEAD = """# Benchmarks
 Written by `make bench ARGS="--write docs/benchmarks.md"`; do not edit. Each section says when, on what machine and by
 which command it was measured. Absolute numbers depend on the machine and on what else it does; the ratios are between
 systems measured in turns within the same run. Cells are medians over rounds, with (lowest–highest).
+
+`make bench-quick` takes three minutes and says which ratios moved since the runs that are kept in `bench/quick.json`.
 """
 OVERVIEW = "overview"
 
