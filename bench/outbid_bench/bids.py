@@ -66,7 +66,7 @@ async def run(options: Options) -> Section:
     async with AsyncExitStack() as stack:
         fleet = await stack.enter_async_context(Fleet(options.folder / "bids", ()))
         for name, share in SHARES.items():
-            flags = ["--set", f"limits.cpu_share={share}", "--set", "limits.calibrate=false"]
+            flags = ["--set", f"limits.cpu_share={share}"]
             await fleet.add(name, [*flags, "--set", "courtesy.enabled=false"])
         await fleet.until_whole()
         slow = next(node for node in fleet.nodes if node.name == SLOW)

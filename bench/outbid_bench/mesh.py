@@ -37,7 +37,10 @@ IN_FLIGHT = 64
 RUNNERS = 5
 """So many nodes have a runner: more would crowd a small machine with processes that have nothing to do."""
 
-START_AT_ONCE = 4
+START_AT_ONCE, BESIDE_MANY, MANY = 4, 2, 20
+"""So many nodes are started at a time; fewer beside many others, all of which greet each that comes."""
+
+START_TIMEOUT_S = 240.0
 SETTLE_S = 2.0
 LIGHT = ("--set", "history.enabled=false")
 """Of the nodes without a runner: they have no history to keep."""
@@ -93,11 +96,12 @@ async def grow(fleet: Fleet, size: int, hub: int | None) -> None:
     if not fleet.nodes:
         await fleet.add("n0", (*alone, *(("--route-port", str(hub)) if hub else ())))
     while (count := len(fleet.nodes)) < size:
-        names = [f"n{n}" for n in range(count, min(size, count + START_AT_ONCE))]
+        at_once = START_AT_ONCE if count < MANY else BESIDE_MANY
+        names = [f"n{n}" for n in range(count, min(size, count + at_once))]
         joining = (*alone, "--peer", f"127.0.0.1:{hub}")
         started = [fleet.spawn(name, (*joining, *(LIGHT if int(name[1:]) >= RUNNERS else ()))) for name in names]
-        await asyncio.gather(*(node.until_up() for node in started))
-    await fleet.until_whole()
+        await asyncio.gather(*(node.until_up(START_TIMEOUT_S) for node in started))
+    await fleet.until_whole(START_TIMEOUT_S)
 
 
 # -- who is measured ---------------------------------------------------------------------------------------------------

@@ -26,6 +26,9 @@ UP_TIMEOUT_S = 60.0
 NOOP = "test.noop"
 NOOP_FLAGS = ("--set", "test.enabled=true")
 
+UNCALIBRATED = ("--set", "limits.calibrate=false")
+"""Else each fresh node tries its engines after a minute, in the middle of what is measured."""
+
 
 class Node:
     """One daemon. Its log is beside its state folder."""
@@ -36,14 +39,14 @@ class Node:
         self._log = folder / f"{name}.log"
         self._logged = len(self._log.read_text(errors="replace")) if self._log.exists() else 0
         command = [sys.executable, "-m", "outbid_node", "up", "--state", str(self.state), "--name", name]
-        command += ["--mesh", mesh, "--json-logs", *flags]
+        command += ["--mesh", mesh, "--json-logs", *UNCALIBRATED, *flags]
         environment = clean_environment({"OUTBID_KEYRING": str(folder / "keyring")})
         self.started = time.monotonic()
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(command, stderr=log, stdin=subprocess.DEVNULL, env=environment)
 
-    async def until_up(self) -> LocalNode:
-        deadline = time.monotonic() + UP_TIMEOUT_S
+    async def until_up(self, timeout_s: float = UP_TIMEOUT_S) -> LocalNode:
+        deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline and self.process.poll() is None:
             if local := self.local():
                 return local
@@ -119,8 +122,8 @@ class Fleet:
             await self.add(f"n{len(self.nodes)}")
         await self.until_whole()
 
-    async def until_whole(self) -> None:
-        deadline = time.monotonic() + UP_TIMEOUT_S
+    async def until_whole(self, timeout_s: float = UP_TIMEOUT_S) -> None:
+        deadline = time.monotonic() + timeout_s
         seen: list[int] = []
         while time.monotonic() < deadline:
             seen = [await _sees(node) for node in self.nodes]

@@ -32,9 +32,6 @@ START_TIMEOUT_S = 30.0
 
 ALONE, FIVE = "alone", f"{NODES} nodes known"
 
-CALIBRATED = ("--set", "limits.calibrate=false")
-"""A node measures what it can do once, in its first minutes: that is not rest."""
-
 ABOUT = (
     "Fresh nodes in their default configuration (those at rest without the calibration of a first start), no "
     "runner, no job, nobody asking."
@@ -72,7 +69,7 @@ async def run(options: Options) -> Section:
     for rest, count, seconds in ((alone, 1, WATCH_ALONE_S), (five, NODES, WATCH_S)):
         seconds = options.few_or_many(QUICK_S, seconds)
         options.say(f"weight: {count} at rest for {seconds:.0f} s")
-        async with _nodes(options.folder / f"rest{count}", count, *CALIBRATED) as nodes:
+        async with _nodes(options.folder / f"rest{count}", count) as nodes:
             await asyncio.sleep(SETTLE_S)
             await watch(nodes, rest, seconds)
     return _section({ALONE: alone, FIVE: five}, starts, commands, sizes, options.few_or_many(QUICK_S, WATCH_S))
