@@ -43,7 +43,9 @@ def test_sections_come_in_the_order_that_is_asked_for_and_unknown_ones_last(tmp_
 def test_the_overview_counts_aims_and_names_those_that_were_missed(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     met, missed = Aim("fast", "≥ 2x", "2.5x", True), Aim("small", "< 3 MiB", "4 MiB", False)
-    write_page(page, {"one": section("one", met, missed), "two": section("two", met), "nameless": section("nameless")}, [])
+    write_page(
+        page, {"one": section("one", met, missed), "two": section("two", met), "nameless": section("nameless")}, []
+    )
     overview = page.read_text().partition("<!-- overview ends -->")[0]
     assert "| [one](#one-how-fast) | 1 of 2 |" in overview
     assert "| [two](#two-how-fast) | 1 of 1 |" in overview
