@@ -125,7 +125,7 @@ def serve_llama_cpp(path: str, threads: int, context: int) -> None:
     It has one stream for all callers. Of its options `interrupt_requests` is off, or each request would cut the one
     before short; `logits_all` too, which only log-probabilities need.
     """
-    _without_repacking()
+    without_repacking()
     app = importlib.import_module("llama_cpp.server.app")
     settings: Any = importlib.import_module("llama_cpp.server.settings")
     uvicorn: Any = importlib.import_module("uvicorn")
@@ -139,7 +139,8 @@ def serve_llama_cpp(path: str, threads: int, context: int) -> None:
     uvicorn.Server(uvicorn.Config(asgi, log_level="warning")).run(sockets=[listening])
 
 
-def _without_repacking() -> None:
+def without_repacking() -> None:
+    """`Llama` cannot be told, and with it a CPU with AMX crashes (llama-cpp-python 0.3.36)."""
     functions: Any = importlib.import_module("llama_cpp.llama_cpp")
     defaults = functions.llama_model_default_params
 

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
 import nats
-from nats.aio.client import Client
-from nats.errors import NoRespondersError
 
 from outbid import Mesh
+from outbid_bench.asking import Ask, noop, submitting, take_turns, until_answered
 from outbid_bench.nodes import NOOP, Fleet, Node, warm_noop
 from outbid_bench.options import Options
 from outbid_bench.processes import Helper
 from outbid_bench.report import Aim, Section, Table
-from outbid_bench.rivals.driving import Submit
 from outbid_bench.rivals.rounds import COUNTS, MANY, Compared, Contender, driving
 from outbid_bench.rivals.systems import CELERY_CHOICES, INTERACTIVE
 from outbid_bench.stats import Spread, percentile, ratios, spread
-from outbid_contracts import subjects
-
-Ask = Callable[[], Awaitable[object]]
 
 SIZES = (1, 5)
 IN_FLIGHT = MANY
@@ -119,55 +111,16 @@ async def contenders(
         mesh = await stack.enter_async_context(Mesh(state=owner.state))
         found: dict[str, Ask] = {
             BARE: lambda: client.request(ECHO, b"{}", timeout=30),
-            OUTBID: _requester(
-                client, {}, lambda name: winners.update(["here" if name == owner.name else "elsewhere"])
-            ),
+            OUTBID: noop(client, {}, lambda name: winners.update(["here" if name == owner.name else "elsewhere"])),
             SDK: lambda: mesh.run(NOOP, {}),
         }
         if others:
             far = (await others[0].until_up()).url
             await stack.enter_async_context(Helper("echo", far, others[0].creds, ECHO_FAR, log=folder / "echo.log"))
             found[BARE_FAR] = lambda: client.request(ECHO_FAR, b"{}", timeout=30)
-            found[ELSEWHERE] = _requester(client, {"policy": {"avoid": [owner.name]}})
-            await _until_answered(found[BARE_FAR])
+            found[ELSEWHERE] = noop(client, {"policy": {"avoid": [owner.name]}})
+            await until_answered(found[BARE_FAR])
         yield found
-
-
-async def _until_answered(ask: Ask) -> None:
-    """A new subscription takes a moment to be known on the other nodes' servers."""
-    for _ in range(100):
-        with suppress(NoRespondersError):
-            await ask()
-            return
-        await asyncio.sleep(0.05)
-    raise RuntimeError("the echo on another node cannot be reached")
-
-
-def _requester(client: Client, body: object, note: Callable[[str], None] = lambda winner: None) -> Ask:
-    """A plain JSON request, as any NATS client sends it; `note` hears who won. Raises if the answer is an error."""
-    data = msgspec.json.encode(body)
-    subject = subjects.capability(NOOP)
-
-    async def ask() -> object:
-        reply = await client.request(subject, data, timeout=30)
-        if reply.headers and "Nats-Service-Error" in reply.headers:
-            raise RuntimeError(reply.headers["Nats-Service-Error"])
-        note(msgspec.json.decode(reply.data)["name"])
-        return reply
-
-    return ask
-
-
-async def take_turns(asks: Mapping[str, Ask], *, blocks: int, each: int) -> dict[str, list[float]]:
-    """Seconds of each request: `each` of one contender, then of the next, so that noise hits all alike."""
-    found: dict[str, list[float]] = {name: [] for name in asks}
-    for _ in range(blocks):
-        for name, ask in asks.items():
-            for _ in range(each):
-                begun = time.perf_counter()
-                await ask()
-                found[name].append(time.perf_counter() - begun)
-    return found
 
 
 # -- many at once ------------------------------------------------------------------------------------------------------
@@ -180,7 +133,7 @@ async def _compared(owner: Node, options: Options) -> Compared:
     async with AsyncExitStack() as stack:
         asks = await stack.enter_async_context(contenders(owner, (), options.folder, Counter()))
         for name, ask in asks.items():
-            compared.contenders[name] = Contender(NAMES[name], PROMISES[name], driving(_submit(ask)))
+            compared.contenders[name] = Contender(NAMES[name], PROMISES[name], driving(submitting(ask)))
         choices = options.few(CELERY_CHOICES, 1)
         await compared.enter_best(stack, CELERY, choices, options.few_or_many(0.4, 1.0), options)
         await compared.enter(stack, INTERACTIVE, options)
@@ -191,18 +144,9 @@ async def _compared(owner: Node, options: Options) -> Compared:
     return compared
 
 
-def _submit(ask: Ask) -> Submit:
-    """One answer for both: taken and done."""
-
-    async def submit(_: int) -> Awaitable[object]:
-        return ask()
-
-    return submit
-
-
 async def jobs_per_s(ask: Ask, seconds: float, in_flight: int = IN_FLIGHT) -> float:
     """A new one for each that is done, until `seconds` are over."""
-    return (await driving(_submit(ask))(in_flight, seconds)).per_s
+    return (await driving(submitting(ask))(in_flight, seconds)).per_s
 
 
 # -- what is said about it ---------------------------------------------------------------------------------------------

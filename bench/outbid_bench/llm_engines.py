@@ -31,6 +31,7 @@ from urllib.parse import urlparse
 import msgspec
 import zmq
 
+from outbid_bench.chat_engine import without_repacking
 from outbid_capabilities.llm import chat as capability
 from outbid_capabilities.llm.sizing import default_threads
 from outbid_contracts.capability import ModelFile
@@ -234,17 +235,8 @@ def serve_low(options: argparse.Namespace) -> Callable[[str], Stream]:
 
 def serve_high(options: argparse.Namespace) -> Callable[[str], Stream]:
     import llama_cpp
-    from llama_cpp import llama_cpp as functions
 
-    defaults = functions.llama_model_default_params
-
-    def without_repacking() -> Any:
-        """`Llama` cannot be told, and with it a CPU with AMX crashes."""
-        params = defaults()
-        params.use_extra_bufts = False
-        return params
-
-    functions.llama_model_default_params = without_repacking
+    without_repacking()
     llama: Any = llama_cpp.Llama(
         options.model, n_ctx=options.context, n_threads=options.threads, n_threads_batch=options.threads, verbose=False
     )

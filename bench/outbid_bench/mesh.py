@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
-import msgspec
 import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from outbid import Mesh
 from outbid_bench import mesh_report
+from outbid_bench.asking import Ask, noop, submitting, take_turns
 from outbid_bench.mesh_found import ASKED, BARE, OUTBID, PLAIN_ASKED, PLAIN_STANDING, STANDING, Found
 from outbid_bench.mesh_messages import Spy, of_jobs
 from outbid_bench.mesh_parts import Parts, spent_s
@@ -23,14 +23,13 @@ from outbid_bench.options import Options
 from outbid_bench.processes import Helper, free_port
 from outbid_bench.prototype import Place, Prototype, plain_server, prototype
 from outbid_bench.report import Section
+from outbid_bench.rivals.driving import drive
 from outbid_bench.stats import percentile
 from outbid_contracts import subjects
 from outbid_contracts.codec import Format, decode, encode
 from outbid_contracts.events import Awarded
 from outbid_contracts.ids import NodeId
 from outbid_contracts.live import WATCH_EVERY_S, AuctionHeld, Watch
-
-Ask = Callable[[], Awaitable[object]]
 
 SIZES = (1, 5, 20, 50)
 IN_FLIGHT = 64
@@ -77,7 +76,7 @@ async def _measured(fleet: Fleet, size: int, options: Options, hub: int | None =
     async with _contenders(fleet, options, found) as contenders, _auctions(owner) as auctions:
         await _messages(found, owner, contenders[OUTBID], auctions)
         for ask in contenders.values():
-            await in_flight(ask, 0.3)  # warm up
+            await drive(submitting(ask), IN_FLIGHT, 0.3)  # warm up
         for n in range(options.rounds):
             options.say(f"mesh: {size} nodes, round {n + 1} of {options.rounds}")
             await _round(found, contenders, auctions, parts, options)
@@ -125,7 +124,7 @@ async def _contenders(fleet: Fleet, options: Options, found: Found) -> AsyncIter
             BARE: lambda: client.request(ECHO, b"{}", timeout=30),
             STANDING: ours.standing,
             ASKED: ours.asked,
-            OUTBID: noop(client, lambda name: found.here.update([name == owner.name])),
+            OUTBID: noop(client, {}, lambda name: found.here.update([name == owner.name])),
             PLAIN_STANDING: plain.standing,
             PLAIN_ASKED: plain.asked,
         }
@@ -135,69 +134,29 @@ def _note_unanswered(found: Found, caller: Prototype) -> None:
     found.unanswered = caller.unanswered
 
 
-def noop(client: Client, note: Callable[[str], None] = lambda winner: None) -> Ask:
-    """A no-op job as a plain JSON request, as any NATS client sends it; `note` hears who ran it. Raises RuntimeError if
-    the answer is an error.
-    """
-
-    async def ask() -> None:
-        reply = await client.request(subjects.capability(NOOP), b"{}", timeout=30)
-        if reply.headers and "Nats-Service-Error" in reply.headers:
-            raise RuntimeError(reply.headers["Nats-Service-Error"])
-        note(msgspec.json.decode(reply.data)["name"])
-
-    return ask
-
-
 # -- rounds ------------------------------------------------------------------------------------------------------------
 
 
 async def _round(
     found: Found, contenders: Mapping[str, Ask], auctions: Auctions, parts: Parts, options: Options
 ) -> None:
-    seconds = await take_turns(contenders, blocks=options.few_or_many(2, 4), each=30)
-    for name, times in seconds.items():
+    alone = await take_turns(contenders, blocks=options.few_or_many(2, 4), each=30)
+    for name, times in alone.items():
         found.p50.setdefault(name, []).append(percentile(times, 0.5))
         found.p99.setdefault(name, []).append(percentile(times, 0.99))
     for name, ask in contenders.items():
         before = parts.cpu_s()
-        done, took_s = await in_flight(ask, options.few_or_many(0.5, 1.5 if name in (OUTBID, ASKED) else 0.7))
-        found.per_s.setdefault(name, []).append(done / took_s)
+        seconds = options.few_or_many(0.5, 1.5 if name in (OUTBID, ASKED) else 0.7)
+        driven = await drive(submitting(ask), IN_FLIGHT, seconds)
+        found.per_s.setdefault(name, []).append(driven.per_s)
         if name == OUTBID:
             for part, cpu_s in spent_s(before, parts.cpu_s()).items():
-                found.cpu_per_job_s.setdefault(part, []).append(cpu_s / done)
+                found.cpu_per_job_s.setdefault(part, []).append(cpu_s / driven.jobs)
     for _ in range(options.few_or_many(10, 20)):
         awarded_s, held = await auctions.one()
         found.awarded_s.append(awarded_s)
         found.auction_s.append(held.sheet.took_ms / 1000)
         found.asked_nodes.append(held.sheet.asked)
-
-
-async def take_turns(contenders: Mapping[str, Ask], *, blocks: int, each: int) -> dict[str, list[float]]:
-    """Seconds of each job, one at a time: `each` of one contender, then of the next, so that noise hits all alike."""
-    found: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(blocks):
-        for name, ask in contenders.items():
-            for _ in range(each):
-                begun = time.perf_counter()
-                await ask()
-                found[name].append(time.perf_counter() - begun)
-    return found
-
-
-async def in_flight(ask: Ask, seconds: float, count: int = IN_FLIGHT) -> tuple[int, float]:
-    """`count` jobs under way all the time, for so long: how many were done, and the seconds it took."""
-    done = 0
-    begun = time.perf_counter()
-
-    async def caller() -> None:
-        nonlocal done
-        while time.perf_counter() - begun < seconds:
-            await ask()
-            done += 1
-
-    await asyncio.gather(*(caller() for _ in range(count)))
-    return done, time.perf_counter() - begun
 
 
 # -- auctions ----------------------------------------------------------------------------------------------------------
@@ -272,7 +231,7 @@ async def _rest(found: Found, parts: Parts, owner: Node, seconds: float) -> None
 async def _messages(found: Found, owner: Node, ask: Ask, auctions: Auctions) -> None:
     """Of no-op jobs with many in flight, and of long ones one at a time."""
     async with Spy(owner) as spy:
-        jobs, _ = await in_flight(ask, 0.2)
+        jobs = (await drive(submitting(ask), IN_FLIGHT, 0.2)).jobs
         found.messages[NOOP] = _per_job(await spy.counted(), jobs)
     async with Spy(owner) as spy:
         jobs = 10

@@ -11,8 +11,8 @@ import itertools
 import json
 import random
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +20,8 @@ import msgspec
 import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.errors import NoRespondersError
 
+from outbid_bench.asking import until_answered
 from outbid_bench.processes import Helper, end, free_port, until_listening
 from outbid_bench.prototype_nodes import subject
 from outbid_node.bus import binary
@@ -173,16 +173,6 @@ def plain_server(folder: Path) -> Iterator[str]:
         yield f"nats://127.0.0.1:{port}"
     finally:
         end(process)
-
-
-async def until_answered(ask: Callable[[], Awaitable[object]]) -> None:
-    """A new subscription takes a moment to be known on the other nodes' servers."""
-    for _ in range(200):
-        with suppress(NoRespondersError):
-            await ask()
-            return
-        await asyncio.sleep(0.05)
-    raise RuntimeError("a subscription on another node cannot be reached")
 
 
 def _last(subject: str) -> str:

@@ -28,7 +28,9 @@ import nats
 import psutil
 
 from outbid import Mesh
-from outbid_bench.chat_asking import Ask, chat_flags, started, through_sdk
+from outbid_bench.asking import Ask, noop, submitting, take_turns
+from outbid_bench.chat_asking import Ask as AskChat
+from outbid_bench.chat_asking import chat_flags, started, through_sdk
 from outbid_bench.guard import Better, Ratio, Run, compare, keep, read
 from outbid_bench.loops import run
 from outbid_bench.machine import processor
@@ -40,14 +42,12 @@ from outbid_bench.stats import percentile
 from outbid_capabilities.llm.choice import ENGINES, installed
 from outbid_capabilities.llm.models import bundled
 from outbid_capabilities.llm.sizing import default_threads
-from outbid_contracts import subjects
 
 FILE = Path(__file__).resolve().parents[1] / "quick.json"
 ROUNDS = 5
 NODES = 5
 IN_FLIGHT = 64
-ALONE = 150
-ECHO = "bench.echo.near"
+BARE, ECHO = "bare", "bench.echo.near"
 CONTEXT, SLOTS, TOKENS = 1024, 8, 48
 
 
@@ -109,26 +109,18 @@ async def dispatch(ratios: Ratios, folder: Path) -> None:
         client = await nats.connect(local.url, user_credentials=owner.creds)
         stack.push_async_callback(client.close)
         mesh = await stack.enter_async_context(Mesh(state=owner.state))
-        bare = _submit(lambda: client.request(ECHO, b"{}", timeout=30))
-        noop = subjects.capability(NOOP)
-        ours = {
-            "plain request": _submit(lambda: client.request(noop, b"{}", timeout=30)),
-            "SDK": _submit(lambda: mesh.run(NOOP, {})),
+        asks: dict[str, Ask] = {
+            BARE: lambda: client.request(ECHO, b"{}", timeout=30),
+            "plain request": noop(client, {}),
+            "SDK": lambda: mesh.run(NOOP, {}),
         }
-        for submit in (bare, *ours.values()):
-            await drive(submit, IN_FLIGHT, 0.5)  # warm up
+        for ask in asks.values():
+            await drive(submitting(ask), IN_FLIGHT, 0.5)  # warm up
         for _ in range(ROUNDS):
-            await _jobs(ratios, bare, ours)
-            await _durable(ratios, bare, _durable_submit(mesh))
+            await _jobs(ratios, asks)
+            await _durable(ratios, submitting(asks[BARE]), _durable_submit(mesh))
         for node in fleet.nodes:
             ratios.add("memory of a daemon, of a bare client's", "lower", _rss(node.process.pid) / _rss(echo.pid))
-
-
-def _submit(ask: Callable[[], Awaitable[object]]) -> Submit:
-    async def submit(number: int) -> Awaitable[object]:
-        return ask()
-
-    return submit
 
 
 def _durable_submit(mesh: Mesh) -> Submit:
@@ -138,14 +130,13 @@ def _durable_submit(mesh: Mesh) -> Submit:
     return submit
 
 
-async def _jobs(ratios: Ratios, bare: Submit, ours: Mapping[str, Submit]) -> None:
-    reference = (await drive(bare, IN_FLIGHT, 1.0)).per_s
-    for name, submit in ours.items():
-        rate = (await drive(submit, IN_FLIGHT, 1.0)).per_s
-        ratios.add(f"jobs/s at {IN_FLIGHT} in flight, {name}, of bare requests", "higher", rate / reference)
-    alone = {name: await _p50_s(submit) for name, submit in (("bare", bare), *ours.items())}
-    for name in ours:
-        ratios.add(f"p50 of one job at a time, {name}, of a bare request", "lower", alone[name] / alone["bare"])
+async def _jobs(ratios: Ratios, asks: Mapping[str, Ask]) -> None:
+    rates = {name: (await drive(submitting(ask), IN_FLIGHT, 1.0)).per_s for name, ask in asks.items()}
+    alone = await take_turns(asks, blocks=5, each=30)
+    p50_s = {name: percentile(seconds, 0.5) for name, seconds in alone.items()}
+    for name in asks.keys() - {BARE}:
+        ratios.add(f"jobs/s at {IN_FLIGHT} in flight, {name}, of bare requests", "higher", rates[name] / rates[BARE])
+        ratios.add(f"p50 of one job at a time, {name}, of a bare request", "lower", p50_s[name] / p50_s[BARE])
 
 
 async def _durable(ratios: Ratios, bare: Submit, ours: Submit) -> None:
@@ -153,15 +144,6 @@ async def _durable(ratios: Ratios, bare: Submit, ours: Submit) -> None:
     reference = (await drive(bare, IN_FLIGHT, 1.0)).per_s
     rate = (await drive(ours, IN_FLIGHT, 1.5)).per_s
     ratios.add(f"durable jobs/s at {IN_FLIGHT} in flight, SDK, of bare requests", "higher", rate / reference)
-
-
-async def _p50_s(submit: Submit) -> float:
-    seconds = []
-    for number in range(ALONE):
-        begun = time.perf_counter()
-        await (await submit(number))
-        seconds.append(time.perf_counter() - begun)
-    return percentile(seconds, 0.5)
 
 
 def _rss(pid: int) -> float:
@@ -221,7 +203,7 @@ async def chat(ratios: Ratios, folder: Path) -> None:
             await _chats(ratios, engine, through_sdk(mesh), direct)
 
 
-async def _chats(ratios: Ratios, engine: str, ours: Ask, direct: Ask) -> None:
+async def _chats(ratios: Ratios, engine: str, ours: AskChat, direct: AskChat) -> None:
     for ask in (ours, direct):
         await ask(_messages(0), 8)  # loads the model
     for number in range(ROUNDS):
@@ -235,7 +217,7 @@ async def _chats(ratios: Ratios, engine: str, ours: Ask, direct: Ask) -> None:
         ratios.add(f"tokens/s of {SLOTS} chats at once, {engine}, of one alone", "higher", together / rates[0])
 
 
-async def _together_per_s(ask: Ask, number: int) -> float:
+async def _together_per_s(ask: AskChat, number: int) -> float:
     begun = time.perf_counter()
     answers = await asyncio.gather(*(ask(_messages(100 + number * SLOTS + n), TOKENS // 2) for n in range(SLOTS)))
     return sum(answer.tokens for answer in answers) / (time.perf_counter() - begun)
