@@ -200,20 +200,15 @@ def _aims(found: Sequence[Found]) -> list[Aim]:
 
 
 def _aims_of_five(five: Found) -> list[Aim]:
-    rate, of_asked = spread(five.per_s[OUTBID]), ratios(five.per_s[OUTBID], five.per_s[ASKED])
-    slower = ratios(five.p50[OUTBID], five.p50[ASKED])
-    both = rate.median >= LEAST_PER_S and of_asked.median >= LEAST_OF_ASKED
+    """The prototype on one plain server is the one that is harder to come near."""
+    rate, of_asked = spread(five.per_s[OUTBID]), ratios(five.per_s[OUTBID], five.per_s[PLAIN_ASKED])
+    slower = ratios(five.p50[OUTBID], five.p50[PLAIN_ASKED])
+    asked = "the prototype that asks 3 on one plain server"
     return [
+        Aim("jobs/s, 64 in flight, 5 nodes", "≥ 5 000", rate.rate(), rate.median >= LEAST_PER_S),
+        Aim(f"the same, of {asked}", f"≥ {LEAST_OF_ASKED}x", of_asked.text("x"), of_asked.median >= LEAST_OF_ASKED),
         Aim(
-            "jobs/s, 64 in flight, 5 nodes",
-            f"≥ {LEAST_PER_S:,} and ≥ {LEAST_OF_ASKED}x the prototype that asks 3 on the same servers".replace(
-                ",", " "
-            ),
-            f"{rate.rate()}, {of_asked.text('x')}",
-            both,
-        ),
-        Aim(
-            "p50 one at a time, 5 nodes, of the prototype that asks 3 on the same servers",
+            f"p50 one at a time, 5 nodes, of {asked}",
             f"≤ {MOST_OF_ASKED:g}x",
             slower.text("x"),
             slower.median <= MOST_OF_ASKED,

@@ -48,6 +48,10 @@ class Job(Message, frozen=True, kw_only=True):
     """How long its result and artifacts are to be kept, where the caller said so."""
     submitter: str = ""
     """The user who asked for it: the public key (U…) of the credentials; empty if not known."""
+    prefix: bytes = b""
+    """Of what it has its runner read, where that may be in a node's cache: a digest of 8 bytes for each beginning of it
+    that ends with a piece, from the shortest, keyed with a secret of the mesh. Of many the first and the last 15.
+    """
 
 
 class CallForProposals(Message, frozen=True, kw_only=True):
@@ -61,6 +65,8 @@ class CallForProposals(Message, frozen=True, kw_only=True):
     policy: Policy = Policy()
     durable: bool = False
     """Nobody waits for it in front of the owner's machine."""
+    prefix: bytes = b""
+    """As in `Job`."""
     dry: bool = False
     """Nothing will be awarded: somebody asks what would happen."""
 
@@ -89,6 +95,8 @@ class Bid(Message, frozen=True, kw_only=True, tag="bid"):
     """Computed by the owner from the node's standing offer, without asking."""
     later: bool = False
     """All its slots are taken: it could begin after `start_s`, and cannot be awarded before."""
+    held: Work = {}
+    """What of the job's work need not be done here, because the node's runner holds it from an earlier job."""
     why: str = ""
 
 
@@ -339,7 +347,7 @@ class HeldModel(Message, frozen=True, kw_only=True):
 
 
 class Presence(Message, frozen=True, kw_only=True):
-    """A node's heartbeat, each second and on change. `boot` differs after a restart; `seq` grows within one boot."""
+    """A node's heartbeat, each `beat_s` and on change. `boot` differs after a restart; `seq` grows within one boot."""
 
     node: NodeId
     name: str
@@ -347,6 +355,8 @@ class Presence(Message, frozen=True, kw_only=True):
     boot: str
     seq: int
     state: Literal["up", "draining", "leaving"]
+    beat_s: float = 1.0
+    """The next one comes within so many seconds."""
     host: str = ""
     zone: Zone = "lan"
     always_on: bool = False

@@ -24,8 +24,8 @@
 | `mesh.node.<id>.manifest`, `…piece` | node -> node | model files, see `files.py` |
 | `mesh.node.<id>.rekey`, `mesh.node.<id>.revoked` | node -> node | NewKey; Revocations, see `admin.py` |
 | `mesh.admin.<id>.<verb>` | administrator -> one node | see `admin.py` |
-| `mesh.presence.<id>` | node -> all | Presence, every second and when it changes |
-| `mesh.hello` | new node -> all | its id or nothing; each other node sends its Presence |
+| `mesh.presence.<id>` | node -> all | Presence, every `beat_s` and when it changes; who did not know it replies |
+| `mesh.hello` | lone node -> all | its id or nothing; each other node sends its Presence: as a reply, else to all |
 | `mesh.suspect` | node -> all | id of a node that does not answer, as text; each asks it before it believes that |
 | `mesh.ended.<server>` | nats-server -> all | it stops in order, JSON as NATS writes it (imported from `$SYS`) |
 | `mesh.capacity.<id>` | node -> all | Capacity: a full node has a free slot again |

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+import msgspec
 from nats.aio.msg import Msg
 
 from outbid_contracts import subjects
@@ -16,11 +17,11 @@ from outbid_contracts.errors import OutbidError
 from outbid_contracts.ids import JobId, NodeId
 from outbid_contracts.messages import Capacity, LeaseCheck, LeaseState, Presence
 from outbid_node import pace
-from outbid_node.client import Bus, NoResponders
+from outbid_node.client import Bus, NoResponders, is_no_responders
 from outbid_node.owned import OwnedJob
 from outbid_node.owner import Owner
 from outbid_node.registry import BEAT_S, MISSED_BEATS, Registry
-from outbid_node.watch import Watch
+from outbid_node.watch import LOOKING_S, Watch
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +34,18 @@ OPEN = 4
 COALESCE_S = 0.02
 """Changes within this time go out as one presence message."""
 
+SPACING = 0.25
+"""Between two of those at least, as a share of the time between heartbeats: a runner of short jobs is full and has room
+again fifty times a second, and each message costs every node about a millisecond. A slot that others wait for is told
+at once all the same (`Capacity`).
+"""
+
 
 class PresenceKeeper:
-    """Publishes this node's presence each second and on change, and takes in the others'."""
+    """Publishes this node's presence, every `Registry.beat_s` and on change, and takes in the others'. Who hears of a
+    node that it does not know answers to it alone: one that comes costs each of the others two messages, not as many as
+    there are nodes.
+    """
 
     def __init__(self, *, me: NodeId, bus: Bus, registry: Registry, describe: Callable[[], Presence]) -> None:
         self.me = me
@@ -43,6 +53,10 @@ class PresenceKeeper:
         self.registry = registry
         self._describe = describe
         self._wake = asyncio.Event()
+        self._answers = bus.open_inbox(self._hear)
+        self._new_until = 0.0
+        self._said = self._due = 0.0
+        """When it was published last, and when it is to be again though nothing changed (the event loop's clock)."""
         self.on_beat: list[Callable[[], None]] = []
         self._watch = Watch(me=me, bus=bus, registry=registry, on_alone=self.hello)
 
@@ -51,21 +65,33 @@ class PresenceKeeper:
         await self.bus.subscribe(subjects.PRESENCE_ALL, self._on_presence)
         await self.bus.subscribe(subjects.HELLO, self._on_hello)
         await self.bus.subscribe(subjects.CAPACITY_ALL, self._on_capacity)
+        self._new_until = asyncio.get_running_loop().time() + LOOKING_S
         self.publish()
-        self.hello()
 
     def hello(self) -> None:
         """Ask everybody else to say who they are now."""
-        self.bus.post(subjects.HELLO, self.me.encode())
+        self.bus.post(subjects.HELLO, self.me.encode(), reply=self._answers)
 
     def touch(self) -> None:
-        """Something a bid rests on changed; it goes out within COALESCE_S."""
+        """Something a bid rests on changed; it goes out within COALESCE_S if the last change is a while ago."""
         self._wake.set()
 
     def publish(self) -> None:
-        presence = self._describe()
-        self.registry.receive(presence) if presence.state != "leaving" else None
-        self.bus.post(subjects.presence(self.me), encode(presence))
+        self._wake.clear()
+        presence = self._presence()
+        if presence.state != "leaving":
+            self.registry.receive(presence)
+        self._said = asyncio.get_running_loop().time()
+        self._due = self._said + presence.beat_s - BEAT_S / 2
+        self.bus.post(subjects.presence(self.me), encode(presence), reply=self._answers)
+
+    def _presence(self) -> Presence:
+        """A new node is heard each BEAT_S: the way to some of the others may open later than to the first."""
+        is_new = asyncio.get_running_loop().time() < self._new_until
+        return msgspec.structs.replace(self._describe(), beat_s=BEAT_S if is_new else self.registry.beat_s)
+
+    def _answer(self, reply: str) -> None:
+        self.bus.post(reply, encode(self._presence()), reply=self._answers)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as both:
@@ -76,21 +102,30 @@ class PresenceKeeper:
         loop = asyncio.get_running_loop()
         while True:
             beat = loop.time() + pace.left_s()
-            while not self._wake.is_set() or loop.time() < beat:
-                try:
-                    async with asyncio.timeout_at(beat):
-                        await self._wake.wait()
-                        await asyncio.sleep(COALESCE_S)
-                except TimeoutError:
-                    break
-                self._wake.clear()
+            while await self._changed(beat):
                 self.publish()
-            self._wake.clear()
-            self.publish()
+            if self._wake.is_set() or loop.time() >= self._due:
+                self.publish()
             for callback in self.on_beat:
                 callback()
 
+    async def _changed(self, until: float) -> bool:
+        """Whether there is a change to publish now, before that moment."""
+        try:
+            async with asyncio.timeout_at(until):
+                await self._wake.wait()
+                spaced = self._said + SPACING * self.registry.beat_s
+                await asyncio.sleep(max(COALESCE_S, spaced - asyncio.get_running_loop().time()))
+        except TimeoutError:
+            return False
+        return True
+
     async def _on_presence(self, msg: Msg) -> None:
+        self._hear(msg)
+
+    def _hear(self, msg: Msg) -> None:
+        if is_no_responders(msg):
+            return
         try:
             presence = decode(msg.data, Presence)
         except OutbidError as error:
@@ -98,12 +133,20 @@ class PresenceKeeper:
             return
         if presence.node == self.me:
             return
-        if presence.node not in self.registry and presence.state != "leaving":
-            self.touch()  # it is new to us, so we are probably new to it
+        if msg.reply and presence.state != "leaving" and not self._knows(presence):
+            self._answer(msg.reply)  # it is new to us, so we are probably new to it
         self.registry.receive(presence)
 
+    def _knows(self, presence: Presence) -> bool:
+        known = self.registry.get(presence.node)
+        return known is not None and known.presence.boot == presence.boot
+
     async def _on_hello(self, msg: Msg) -> None:
-        if msg.data != self.me.encode():
+        if msg.data == self.me.encode():
+            return
+        if msg.reply:
+            self._answer(msg.reply)
+        else:
             self.touch()
 
     async def _on_capacity(self, msg: Msg) -> None:

@@ -1,13 +1,13 @@
 """Who is on the mesh and what they offer now: presence as received, corrected by what this node itself knows.
 
 Between two heartbeats a node's free slots change; each award this owner sends takes one away at once, and every reply
-to
-an award and every settlement brings the node's own count.
+to an award and every settlement brings the node's own count.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from bisect import insort
 from collections.abc import Callable, Iterable, Iterator
@@ -23,8 +23,16 @@ log = logging.getLogger(__name__)
 
 BEAT_S = 1.0
 MISSED_BEATS = 3
-GONE_AFTER_S = BEAT_S * MISSED_BEATS + 0.2
-"""Three heartbeats missed, and a little for the network."""
+SLACK_S = 0.2
+"""For the network."""
+
+GONE_AFTER_S = BEAT_S * MISSED_BEATS + SLACK_S
+"""How long nothing is heard of a node that was asked again and again before it counts as gone."""
+
+HEARD_PER_S, RAREST_S = 8, 10.0
+"""Of a mesh at rest a node hears at most so many heartbeats a second, until each node's come every RAREST_S
+(docs/decisions/0022-heartbeats-of-large-meshes.md).
+"""
 
 REMEMBERED_S = 300.0
 """How long a node that went without a word is remembered."""
@@ -55,6 +63,11 @@ class Peer:
     places: dict[OfferKey, Place] = field(default_factory=dict)
     taken: dict[OfferKey, float] = field(default_factory=dict)
     rtt_s: float | None = None
+
+    @property
+    def gone_at(self) -> float:
+        """When it counts as gone unless it is heard of: three heartbeats missed."""
+        return self.seen + MISSED_BEATS * min(max(self.presence.beat_s, BEAT_S), RAREST_S) + SLACK_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +104,11 @@ class Registry:
 
     def get(self, node: NodeId) -> Peer | None:
         return self._peers.get(node)
+
+    @property
+    def beat_s(self) -> float:
+        """Between two heartbeats of each node of a mesh of this size."""
+        return beat_s(len(self._peers))
 
     def name_of(self, node: NodeId) -> str:
         """Also of one that has just gone; its id if it is not known."""
@@ -140,7 +158,7 @@ class Registry:
     def sweep(self) -> list[NodeId]:
         """Drop the nodes whose heartbeats stopped; returns them."""
         now = time.monotonic()
-        silent = [n for n, peer in self._peers.items() if n != self.me and now - peer.seen > GONE_AFTER_S]
+        silent = [n for n, peer in self._peers.items() if n != self.me and now > peer.gone_at]
         for node in silent:
             self.drop(node, "fell silent")
         return silent
@@ -307,6 +325,11 @@ class Registry:
     def _changed(self, node: NodeId, what: str) -> None:
         for callback in self.on_change:
             callback(node, what)
+
+
+def beat_s(nodes: int) -> float:
+    """Between two heartbeats of each of so many nodes: a whole number of BEAT_S."""
+    return min(RAREST_S, max(1, math.ceil(nodes / HEARD_PER_S)) * BEAT_S)
 
 
 def _keys(offer: Offer) -> tuple[OfferKey, ...]:

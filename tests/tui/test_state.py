@@ -9,7 +9,7 @@ from outbid_contracts.errors import ErrorBody
 from outbid_contracts.events import Awarded, Chunk, Ended, JobEvent, Progressed, Waiting
 from outbid_contracts.ids import JobId, NodeId
 from outbid_contracts.requests import NodeView
-from outbid_tui.state import FORGOTTEN_AFTER_S, KEPT_JOBS, KEPT_LOGS, MOST_UNKNOWN, SAMPLES, SILENT_AFTER_S, MeshState
+from outbid_tui.state import FORGOTTEN_AFTER_S, KEPT_JOBS, KEPT_LOGS, MOST_UNKNOWN, SAMPLES, SILENT_BEATS, MeshState
 from tests.tui.imagined import job, log_line, presence
 
 FIRST = NodeId("n0000000")
@@ -28,7 +28,7 @@ def test_a_machine_that_falls_silent_is_away_and_one_look_tells_it() -> None:
     state = MeshState(clock=clock)
     state.apply(presence(0))
     assert state.look_around() is None
-    clock.now_s += SILENT_AFTER_S + 0.1
+    clock.now_s += SILENT_BEATS + 0.1
     assert state.look_around() == "nodes"
     assert state.look_around() is None
     assert state.counts().up == 0
@@ -52,8 +52,8 @@ def test_a_listing_neither_repeats_a_reading_nor_makes_a_silent_node_seem_heard(
     clock = Clock()
     state = MeshState(clock=clock)
     state.apply(presence(0, seq=5))
-    clock.now_s += SILENT_AFTER_S + 1
-    state.took_nodes([NodeView(presence=presence(0, seq=5), age_s=SILENT_AFTER_S + 1)])
+    clock.now_s += SILENT_BEATS + 1
+    state.took_nodes([NodeView(presence=presence(0, seq=5), age_s=SILENT_BEATS + 1)])
     assert len(state.machines[FIRST].cpu) == 1
     assert state.machines[FIRST].away(clock.now_s)
 
@@ -67,7 +67,7 @@ def test_a_machine_is_forgotten_once_it_is_known_as_away_or_long_silent() -> Non
     state.took_nodes([], away=(sleeper,))
     assert FIRST in state.machines, "it was heard a moment ago"
     assert state.sleepers() == []
-    clock.now_s += SILENT_AFTER_S + 1
+    clock.now_s += SILENT_BEATS + 1
     state.took_nodes([], away=(sleeper,))
     assert FIRST not in state.machines
     assert state.sleepers() == [sleeper]

@@ -32,8 +32,8 @@ KEPT_LOGS = 5000
 MOST_UNKNOWN = 5000
 """Jobs whose records are wanted; where there are more, the listing is asked anyway."""
 
-SILENT_AFTER_S = 4.0
-"""A node not heard for so long is shown as away (its owners believe three missed heartbeats)."""
+SILENT_BEATS = 4.0
+"""A node not heard for the time of so many heartbeats is shown as away (its owners believe three missed ones)."""
 
 FORGOTTEN_AFTER_S = 60.0
 """A node that no listing has had for so long is left out: one of the machines that are away, or not of this mesh."""
@@ -58,7 +58,7 @@ class Machine:
     """Grows with each change: what was made from an older one is to be made anew."""
 
     def away(self, now_s: float) -> bool:
-        return self.presence.state == "leaving" or now_s - self.seen_s > SILENT_AFTER_S
+        return self.presence.state == "leaving" or now_s - self.seen_s > SILENT_BEATS * self.presence.beat_s
 
     def took(self, presence: Presence, seen_s: float) -> None:
         self.presence, self.seen_s = presence, seen_s

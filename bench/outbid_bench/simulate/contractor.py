@@ -38,6 +38,7 @@ from outbid_node.estimate import energy_price, estimate
 from outbid_node.estimating import run as learnt
 from outbid_node.estimating.learner import Learner, Speed, WarmUp
 from outbid_node.lag import Lag
+from outbid_node.registry import BEAT_S
 
 WRONG = math.log(2.0)
 """A capability's first guess is wrong by up to a factor of two, either way (the logarithm of it)."""
@@ -87,6 +88,7 @@ class Contractor:
         self.node = NodeId(f"n{host.name}")
         self.boot = 0
         self.seq = 0
+        self.beat_s = BEAT_S
         self.lag = Lag()
         self.leases: dict[str, Lease] = {}
         self._start = start
@@ -112,6 +114,7 @@ class Contractor:
             boot=str(self.boot),
             seq=self.seq,
             state=state,  # type: ignore[arg-type]
+            beat_s=self.beat_s,
             zone=self.host.plan.machine.zone,
             offers=tuple(self.offer(capability) for capability in self._learners) if state == "up" else (),
         )
@@ -146,6 +149,13 @@ class Contractor:
             most_why="on battery" if most_s is not None else "",
             rests_on=speed.source,
         )
+
+    def open_offer(self, capability: str, model: str | None, *, own: bool) -> Offer | None:
+        """As `Worker.open_offer`."""
+        if capability not in self._learners:
+            return None
+        offer = self.offer(capability)
+        return None if offer.blocked or offer.free <= 0 else offer
 
     def propose(self, cfp: CallForProposals, zone: Zone | None = None) -> Proposal:
         """As `Worker.propose`."""

@@ -31,7 +31,7 @@ from outbid_node.client import Bus
 from outbid_node.estimating.learner import Speed
 from outbid_node.owned import OwnedJob
 from outbid_node.owner import Owner
-from outbid_node.registry import BEAT_S, Registry
+from outbid_node.registry import BEAT_S, Registry, beat_s
 from outbid_node.waiting import WaitingRoom
 from outbid_node.worker import Worker
 
@@ -140,8 +140,9 @@ class SimulatedMesh:
             if contractor.host.plan.owner:
                 self.desks.append(self._desk(contractor))
         for contractor in self.contractors.values():
+            contractor.beat_s = beat_s(len(self.contractors))
             self._tell(contractor, contractor.presence(), at_once=True)
-            world.loop.call_later(self.rng.uniform(0.0, BEAT_S), self._beat, contractor)
+            world.loop.call_later(self.rng.uniform(0.0, contractor.beat_s), self._beat, contractor)
         world.loop.call_later(BEAT_S, self._sweep)
 
     def _desk(self, contractor: Contractor) -> _Desk:
@@ -222,7 +223,7 @@ class SimulatedMesh:
     def _beat(self, contractor: Contractor) -> None:
         if self._ended:
             return
-        self.world.loop.call_later(BEAT_S, self._beat, contractor)
+        self.world.loop.call_later(contractor.beat_s, self._beat, contractor)
         if contractor.host.up:
             self._tell(contractor, contractor.presence())
 
