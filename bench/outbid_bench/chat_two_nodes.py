@@ -1,7 +1,7 @@
 """A conversation in a mesh of two nodes that is begun on the one which the auction would not have taken.
 
-The auction does not know who has read a conversation: it compares the nodes as if each had to read all of it. So the
-next turn goes to the other node, which reads everything. A caller that knows better can say so with `prefer`.
+From the second turn on the auction alone decides. It is to find the node that has read the conversation, because its
+bid counts only what it has yet to read; beside it a caller that has its turns kept there by `prefer`.
 """
 
 from __future__ import annotations
@@ -49,10 +49,7 @@ class TwoNodes:
         return Aim(what, "≥ 0.9", share.text("", 2), share.median >= 0.9)
 
 
-_NOTES = (
-    "The nodes are alike and idle. The auction compares them as if each had to read the whole conversation: bids do "
-    "not say what is in a node's cache.",
-)
+_NOTES = ("The nodes are alike and idle. A bid counts only what its node has yet to read of the conversation.",)
 
 
 async def measure_two_nodes(fleet: Fleet, mesh: Mesh, rounds: int, opening: Callable[[], str]) -> TwoNodes:

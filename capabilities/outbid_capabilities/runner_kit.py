@@ -63,6 +63,7 @@ class Attempt:
         "capability",
         "files",
         "heard",
+        "kept",
         "key",
         "params",
         "save_wanted",
@@ -79,6 +80,8 @@ class Attempt:
         self.cancelled = threading.Event()
         self.save_wanted = False
         """Set before `cancelled`: give a last checkpoint, the job goes on elsewhere."""
+        self.kept: Data | None = None
+        """Set it before the end: {"slot", "reused", "whole"}, where the runner keeps what this had it read."""
         self._kit, self._lock, self._ended = kit, threading.Lock(), False
         self._begun = time.perf_counter()
 
@@ -135,7 +138,9 @@ class Attempt:
         else:
             self.failed(describe(error), traceback=trace)
 
-    def _end(self, header: Data, payloads: Payloads = ()) -> None:
+    def _end(self, header: dict[str, Any], payloads: Payloads = ()) -> None:
+        if self.kept is not None:
+            header["kept"] = self.kept
         frames = pack(header, payloads)  # first: what cannot be packed raises here, and `failed` may still be said
         with self._lock:
             if self._ended:
@@ -278,12 +283,14 @@ class Kit:
         poller.register(self._wake_r, zmq.POLLIN)
         self.send({"type": "hello", "pid": os.getpid(), "protocol": PROTOCOL, "batches": True})
         while self._exit is None:
-            if any(ready != self._socket for ready, _ in poller.poll()):
+            ready = [which for which, _ in poller.poll()]
+            if any(which != self._socket for which in ready):
                 with contextlib.suppress(BlockingIOError):
                     self._wake_r.recv(4096)
                 self._awake = False
                 self._flush()
-            self._receive()
+            if self._socket in ready:
+                self._receive()
         return self._exit
 
     def close(self, status: int) -> NoReturn:

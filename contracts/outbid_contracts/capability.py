@@ -58,6 +58,19 @@ class Prior:
     rates: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a job has its runner read, piece by piece in order. A runner that keeps what it has read (a language model
+    its KV cache) begins where this parts from what it holds, so the node that has read most of it is through sooner.
+
+    `pieces`: each with how much of the work's `unit` it is. `anew`: all is read again, whatever the runner holds.
+    """
+
+    unit: str
+    pieces: Sequence[tuple[str, float]]
+    anew: bool = False
+
+
 def _no_models(settings: Mapping[str, Any]) -> Sequence[ModelFile]:
     return ()
 
@@ -101,6 +114,8 @@ class Capability:
     text_field   the parameter a bare-text request fills
     work      params -> units of work, cheap (no tokenizer)
     at_most   units of work whose asked amount is only an upper bound (the tokens of an answer)
+    reads     (params, None) -> what such a job has its runner read; (params, result) -> the same and what the runner
+              wrote, as a later job would repeat it; None where runners keep nothing. Cheap: asked for every job
     trials    requests of about a second each by which a node measures its speed; none: only its warm-up tells
     missing   settings -> why it cannot run here and what would help, or None; must not import what it looks for
     models    settings -> the models found on this machine; empty with `needs_model=False` means it needs none
@@ -135,6 +150,7 @@ class Capability:
     resume: Literal["restart", "tokens", "checkpoint"] = "restart"
     work: Callable[[Any], dict[str, float]] = _no_work
     at_most: tuple[str, ...] = ()
+    reads: Callable[[Any, Mapping[str, Any] | None], Reading] | None = None
     trials: tuple[Mapping[str, Any], ...] = ()
     missing: Callable[[Mapping[str, Any]], str | None] = _not_missing
     models: Callable[[Mapping[str, Any]], Sequence[ModelFile]] = _no_models

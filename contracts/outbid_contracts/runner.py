@@ -134,6 +134,17 @@ class CheckpointData(Header, frozen=True, kw_only=True, tag="checkpoint"):
     steps: int
 
 
+class Kept(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where a runner keeps what an attempt had it read (`Capability.reads`): in its cache number `slot`, from 0, in
+    place of what was there. `reused`: by unit of work the share (0 to 1) that it held before. `whole`: all of it is
+    there now, and of a `done` what it wrote; else nothing that counts.
+    """
+
+    slot: int
+    reused: dict[str, float] = {}
+    whole: bool = True
+
+
 class RunDone(Header, frozen=True, kw_only=True, tag="done"):
     """`timings` in seconds. `measured` is {unit: [how many, seconds]} actually spent, the estimator's food. `took_s`:
     from when the runner read its `run`; None from one that does not say.
@@ -146,6 +157,7 @@ class RunDone(Header, frozen=True, kw_only=True, tag="done"):
     timings: dict[str, float] = {}
     measured: dict[str, tuple[float, float]] = {}
     took_s: float | None = None
+    kept: Kept | None = None
 
 
 class RunFailed(Header, frozen=True, kw_only=True, tag="failed"):
@@ -156,16 +168,21 @@ class RunFailed(Header, frozen=True, kw_only=True, tag="failed"):
     code: str = "attempt_failed"
     traceback: str = ""
     retry: bool = True
+    kept: Kept | None = None
 
 
 class RunCancelled(Header, frozen=True, kw_only=True, tag="cancelled"):
     attempt: AttemptKey
+    kept: Kept | None = None
+
+
+End = RunDone | RunFailed | RunCancelled
 
 
 class EndBatch(Header, frozen=True, kw_only=True, tag="ends"):
     """Of several attempts, none with payload frames."""
 
-    items: list[RunDone | RunFailed | RunCancelled]
+    items: list[End]
 
 
 class Pong(Header, frozen=True, kw_only=True, tag="pong"):

@@ -11,12 +11,13 @@ from outbid_contracts.capability import ModelFile
 from outbid_contracts.codec import Format, encode
 from outbid_contracts.errors import ErrorBody
 from outbid_contracts.events import Chunk, Loading, Progressed
-from outbid_contracts.messages import Award, Checkpoint, Done, Failed, Offer, SaveCheckpoint, Stopped
+from outbid_contracts.messages import Award, Checkpoint, Done, Failed, Offer, SaveCheckpoint, Stopped, Work
 from outbid_contracts.runner import RunDone, RunFailed
 from outbid_node.catalogue import Entry
 from outbid_node.checkpoints import is_sound
 from outbid_node.estimating.run import Run
 from outbid_node.power.meter import Spent
+from outbid_node.prefix import work_done
 from outbid_node.settling import MAX_MESSAGE_BYTES, too_large
 
 if TYPE_CHECKING:
@@ -36,7 +37,10 @@ an attempt that is given back.
 class Attempt:
     """One attempt under way: receives what its runner says (the pool's AttemptSink) and passes it on."""
 
-    def __init__(self, worker: Worker, award: Award, entry: Entry, file: ModelFile | None, offer: Offer) -> None:
+    def __init__(
+        self, worker: Worker, award: Award, entry: Entry, file: ModelFile | None, offer: Offer, work: Work
+    ) -> None:
+        """`work`: what is to be done here, as far as that is known before."""
         job = award.job
         self.worker = worker
         self.job = job
@@ -46,7 +50,9 @@ class Attempt:
         self.file = file
         self.model = offer.model
         self.running_beside = max(0, offer.slots - offer.free)
-        promised = worker.offering.estimate(offer, job.work)
+        self.work = job.work
+        """What the runner did, once it is through."""
+        promised = worker.offering.estimate(offer, work)
         self.promised_s, self.promised_p90_s = promised.finish_s, promised.finish_p90_s
         self.slower = worker.terms(worker.is_own(job.owner, durable=job.durable)).slower
         """By what the promise was lengthened for this machine's person."""
@@ -157,8 +163,10 @@ class Attempt:
         capability, file = self.entry.capability, self.file
         room = self.worker.pool.room(capability, file)
         self.measured = message.measured
+        if message.kept is not None:
+            self.work = work_done(self.job.work, message.kept)
         run = Run(
-            work=self.job.work,
+            work=self.work,
             measured=message.measured,
             took_s=self._took_s(message),
             warm=self.was_warm,

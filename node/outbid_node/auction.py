@@ -15,8 +15,7 @@ import functools
 import logging
 import random
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import msgspec
 from nats.aio.msg import Msg
@@ -25,15 +24,17 @@ from outbid_contracts import subjects
 from outbid_contracts.codec import decode, encode
 from outbid_contracts.errors import OutbidError
 from outbid_contracts.ids import NodeId
-from outbid_contracts.messages import Bid, BidSheet, CallForProposals, Considered, Decline, Job, Proposal
-from outbid_contracts.policy import Policy
-from outbid_node.bidding import bid_of, explain_offer, later_bid, too_long
+from outbid_contracts.messages import Bid, CallForProposals, Considered, Decline, Job, Offer, Proposal
+from outbid_node.alike import Alike, Seen
+from outbid_node.auctioned import Auction
+from outbid_node.bidding import bid_of, explain_offer, later_bid, too_long, with_held
 from outbid_node.choosing import Want, choose, promising
 from outbid_node.client import Bus, is_no_responders
 from outbid_node.company import joining_j
-from outbid_node.estimate import estimate
+from outbid_node.estimate import estimate, less
 from outbid_node.places import Place, Places, with_free
-from outbid_node.ranking import Added, explain, rank
+from outbid_node.prefix import Holders
+from outbid_node.ranking import Added, ordered, rank
 from outbid_node.registry import Registry
 from outbid_node.worker import Worker
 
@@ -68,76 +69,6 @@ LATE_S = 2.0
 """How long late answers are still read for their round trip."""
 
 
-@dataclass(slots=True)
-class Auction:
-    """The outcome: bids ranked, best first (excluded ones last), and the declines. `refused`: nodes whose bid did not
-    hold.
-    """
-
-    attempt: int
-    how: str = "asked"
-    opened_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
-    opened: float = field(default_factory=lambda: time.monotonic())
-    took_ms: float = 0.0
-    asked: int = 0
-    ranked: list[Considered] = field(default_factory=list)
-    declines: list[Decline] = field(default_factory=list)
-    refused: set[NodeId] = field(default_factory=set)
-    winner: NodeId | None = None
-    waited_s: float = 0.0
-    """What the job waited before it, and for what."""
-    waited_for: str = ""
-    aim: NodeId | None = None
-    """It was for the slot of that node that the job was let go for, and saw no busy nodes."""
-    given: dict[NodeId, int] = field(default_factory=dict)
-    """How many awards this owner had sent to those that were asked, when they were asked."""
-    arrived_s: dict[NodeId, float] = field(default_factory=dict)
-    """How long after they were asked the nodes' answers were there."""
-    added: Added | None = None
-    """Of a thrifty job: the joules that count instead of a bid's."""
-    _why: str = ""
-    _judged: tuple[list[Considered], Policy] | None = None
-
-    @property
-    def why(self) -> str:
-        """Made when it is first read: of most short jobs nobody reads it."""
-        if not self._why and self._judged is not None:
-            self._why = explain(*self._judged)
-        return self._why
-
-    @why.setter
-    def why(self, text: str) -> None:
-        self._why = text
-
-    def judged(self, policy: Policy) -> None:
-        """They are ranked now, by that policy; what is added later changes nothing about why."""
-        self._why, self._judged = "", (self.ranked[:2], policy) if self.ranked else None
-
-    @property
-    def able(self) -> list[Considered]:
-        """The bids that could be awarded now."""
-        return [c for c in self.ranked if not c.excluded and not c.bid.later]
-
-    @property
-    def waiting_may_help(self) -> bool:
-        return any(d.temporary for d in self.declines) or any(c.bid.later and not c.excluded for c in self.ranked)
-
-    def sheet(self) -> BidSheet:
-        return BidSheet(
-            attempt=self.attempt,
-            how=self.how,  # type: ignore[arg-type]
-            opened_ms=self.opened_ms,
-            took_ms=self.took_ms,
-            asked=self.asked,
-            bids=tuple(self.ranked),
-            declines=tuple(self.declines),
-            winner=self.winner,
-            why=self.why,
-            waited_s=self.waited_s,
-            waited_for=self.waited_for,
-        )
-
-
 class Auctioneer:
     def __init__(self, *, me: NodeId, bus: Bus, registry: Registry, worker: Worker) -> None:
         self.me = me
@@ -146,6 +77,8 @@ class Auctioneer:
         self.worker = worker
         self.stretch: Callable[[str, Bid], float] = lambda capability, bid: 1.0
         """By how much this owner lengthens what a node promises for such work."""
+        self.holders = Holders()
+        self._alike = Alike()
 
     async def hold(
         self, job: Job, attempt: int, want: Want, claimed: Collection[NodeId] = (), aim: NodeId | None = None
@@ -155,20 +88,19 @@ class Auctioneer:
         slot or a better idle one.
         """
         started = time.perf_counter()
-        auction = Auction(attempt, aim=aim)
+        auction = Auction(job.id, attempt, aim=aim)
         if want.thrifty:
             auction.added = self._added(job, want)
         if want.deadline is not None:
             job = msgspec.structs.replace(job, policy=want.policy_left(time.monotonic()))
-        proposals, alone = self._standing_proposals(job, want, claimed, aim)
-        self._rank(auction, job, proposals)
+        alone = self._standing(auction, job, want, claimed, aim)
         able = auction.able
         if len(able) == 1 and alone:
             auction.how = "only"
         elif able and able[0].bid.finish_s < ASK_WORTH_S:
             auction.how = "standing"
         elif able:
-            await self._ask(auction, job)
+            await self._ask(auction, job, want)
         auction.took_ms = (time.perf_counter() - started) * 1000
         return auction
 
@@ -219,18 +151,47 @@ class Auctioneer:
 
     # -- from standing offers -------------------------------------------------------------------------------------
 
-    def _standing_proposals(
-        self, job: Job, want: Want, claimed: Collection[NodeId], aim: NodeId | None
-    ) -> tuple[list[Proposal], bool]:
-        """Of the nodes worth looking at, and whether there is only one such node at all."""
+    def _standing(
+        self, auction: Auction, job: Job, want: Want, claimed: Collection[NodeId], aim: NodeId | None
+    ) -> bool:
+        """Rank what the nodes worth looking at promise by their offers. Whether there is only one such node at all."""
         places = self.registry.places(job.capability, job.model)
         place = places.get(aim) if aim is not None else None
         looked_at = self._sample(job, want, places) if place is None else _about(place, want, places)
+        if job.prefix and len(looked_at) < len(places):
+            looked_at = self._with_holder(job, want, places, looked_at)
         unclaimed = [place for place in looked_at if place.node not in claimed] if claimed else looked_at
-        proposals = [self._standing_proposal(job, place, want) for place in unclaimed or looked_at]
-        if len(looked_at) < len(places) and not any(isinstance(p, Bid) for p in proposals):
-            proposals = [self._standing_proposal(job, p, want) for p in places if p.node not in want.excluded]
-        return proposals, len(looked_at) == 1
+        self._weigh(auction, job, want, unclaimed or looked_at)
+        if len(looked_at) < len(places) and not auction.ranked:
+            auction.declines.clear()
+            self._weigh(auction, job, want, [place for place in places if place.node not in want.excluded])
+        return len(looked_at) == 1
+
+    def _weigh(self, auction: Auction, job: Job, want: Want, places: Iterable[Place]) -> None:
+        seen, ranked = self._alike.seen(job, want), list[Considered]()
+        for place in places:
+            found = self._considered(job, place, want, seen, auction.added)
+            if isinstance(found, Considered):
+                ranked.append(found)
+            else:
+                auction.declines.append(found)
+        auction.ranked = ordered(ranked, job.policy) if len(ranked) > 1 else ranked
+        auction.judged(job.policy)
+
+    def _considered(self, job: Job, place: Place, want: Want, seen: Seen, added: Added | None) -> Considered | Decline:
+        mine = place.node == self.me
+        offer = self._own_offer(job) if mine else place.offer
+        free = offer.free if mine and offer is not None else place.free
+        known = seen.find(place, offer, free) if offer is not None else None
+        if known is not None and self.stretch(job.capability, known.bid) == known.stretch:
+            return known
+        proposal = self._standing_proposal(job, place, want)
+        if isinstance(proposal, Decline):
+            return proposal
+        considered = self._ranked(job, [proposal], added)[0]
+        if offer is not None and not proposal.later:
+            seen.keep(place, offer, free, considered)
+        return considered
 
     def _sample(self, job: Job, want: Want, places: Places) -> Sequence[Place]:
         """All of a few. Of many, for a short job to which all are equal this node and a random few, else the most
@@ -244,6 +205,11 @@ class Auctioneer:
             others = [place for place in places if place.node != self.me and place.node not in want.excluded]
             return [*mine, *random.sample(others, min(SAMPLE, len(others)))]
         return promising(want, places, time.monotonic(), CONSIDER)
+
+    def _with_holder(self, job: Job, want: Want, places: Places, looked_at: Sequence[Place]) -> Sequence[Place]:
+        holder = self.holders.find(job.prefix)
+        place = places.get(holder) if holder is not None and holder not in want.excluded else None
+        return looked_at if place is None or place in looked_at else [*looked_at, place]
 
     def _standing_proposal(self, job: Job, place: Place, want: Want | None = None) -> Proposal:
         offer, node = place.offer, place.node
@@ -261,12 +227,17 @@ class Auctioneer:
             else:
                 numbers = estimate(offer, job.work)
             bid = bid_of(node, job.id, offer, numbers, zone=place.zone, why=why, standing=True)
+            if want is not None and want.held and node in want.held:
+                bid = with_held(bid, want.held[node], job.work)
             return _later(bid, place.way_s)
         if (start_s := place.frees_in(time.monotonic())) is not None:
             bid = later_bid(node, job.id, offer, job.work, start_s=start_s, zone=place.zone, standing=True)
             return _later(bid, place.way_s)
         reason = f"all {offer.slots} slots are taken"
         return Decline(node=node, job=job.id, code="busy", reason=reason, temporary=True)
+
+    def _own_offer(self, job: Job) -> Offer | None:
+        return self.worker.open_offer(job.capability, job.model, own=not job.durable)
 
     def _own(self, job: Job) -> Proposal:
         proposal = self.worker.propose(_cfp(job), zone="here")
@@ -282,7 +253,7 @@ class Auctioneer:
 
     # -- by asking ------------------------------------------------------------------------------------------------
 
-    async def _ask(self, auction: Auction, job: Job) -> None:
+    async def _ask(self, auction: Auction, job: Job, want: Want) -> None:
         """Replace the standing offers of the most promising nodes by their answers of this moment."""
         able = auction.able
         asked = [considered.bid.node for considered in _promising(able, job)]
@@ -290,6 +261,9 @@ class Auctioneer:
             asked.append(self.me)  # which costs nothing, and keeps its own slot from idling if the others refuse
         later = [c for c in auction.ranked if c.bid.later and not c.excluded]
         asked += [c.bid.node for c in later if c.score < able[0].score][:ASK_BUSY]
+        holder = self.holders.find(job.prefix) if job.prefix else None
+        if holder is not None and holder not in asked and any(c.bid.node == holder for c in (*able, *later)):
+            asked.append(holder)  # its standing offer does not know what it holds of this job
         remote = [node for node in asked if node != self.me]
         places = self.registry.places(job.capability, job.model)
         auction.given = {node: place.given for node in asked if (place := places.get(node)) is not None}
@@ -300,6 +274,9 @@ class Auctioneer:
         answered = {proposal.node for proposal in proposals}
         auction.declines = [decline for decline in auction.declines if decline.node not in answered]
         proposals += [c.bid for c in later if c.bid.node not in answered][:ASK_AT_MOST]
+        for bid in proposals if job.prefix else ():
+            if isinstance(bid, Bid) and not bid.standing:
+                want.hear(bid)
         self._rank(auction, job, proposals)
 
     async def _collect(
@@ -402,6 +379,7 @@ def _cfp(job: Job) -> CallForProposals:
         model=job.model,
         policy=job.policy,
         durable=job.durable,
+        prefix=job.prefix,
     )
 
 
@@ -417,8 +395,9 @@ def _beside(bid: Bid, job: Job, place: Place, more: int) -> Bid:
     if bid.later:
         return bid
     offer = place.offer
-    then = estimate(with_free(offer, place.free), job.work)
-    before = estimate(with_free(offer, min(offer.slots, place.free + more)), job.work)
+    work = less(job.work, bid.held)
+    then = estimate(with_free(offer, place.free), work)
+    before = estimate(with_free(offer, min(offer.slots, place.free + more)), work)
     slower = then.finish_s / before.finish_s if before.finish_s > 0 else 1.0
     return msgspec.structs.replace(
         bid,

@@ -63,6 +63,13 @@ def later_bid(
     )
 
 
+def with_held(bid: Bid, held: Work, work: Work) -> Bid:
+    """The bid, whose numbers are those of less work than was asked, says so."""
+    both = ((unit, min(amount, work[unit]), work[unit]) for unit, amount in held.items() if unit in work)
+    told = ", ".join(f"{amount:.0f} of {asked:.0f} {unit}" for unit, amount, asked in both)
+    return msgspec.structs.replace(bid, held=held, why=f"holds {told}; {bid.why}") if told else bid
+
+
 def too_long(offer: Offer, work: Work) -> str:
     """Why such a job is too long for that node now, or nothing."""
     if offer.most_s is None or (finish_s := estimate(offer, work).finish_p90_s) <= offer.most_s:

@@ -18,6 +18,7 @@ from outbid_contracts.errors import UnknownCapability, UnknownModel
 from outbid_contracts.runner import Ready
 from outbid_node.estimating.learner import Learner, Speed, WarmUp
 from outbid_node.estimating.speeds import Speeds
+from outbid_node.prefix import Prefixes
 from outbid_node.runners.pool import device_kind
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Catalogue:
         self._only = only
         self.speeds = speeds
         self.machine = machine
+        self.prefixes = Prefixes()
         self.entries = self._look(pulled)
 
     async def refresh(self, pulled: Sequence[str]) -> None:

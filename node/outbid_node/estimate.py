@@ -46,6 +46,11 @@ def estimate(offer: Offer, work: Work) -> Estimate:
     )
 
 
+def less(work: Work, held: Work) -> Work:
+    """What is left of the work without what need not be done."""
+    return {unit: max(0.0, amount - held.get(unit, 0.0)) for unit, amount in work.items()} if held else work
+
+
 def together(spread: float, other: float) -> float:
     """p90 over median of a product of two independent factors, each with its own; exact where both are lognormal."""
     if other <= 1.0:

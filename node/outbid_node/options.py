@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 
 from outbid_contracts.ids import NodeId
-from outbid_contracts.messages import Work
+from outbid_contracts.messages import Bid, Work
 from outbid_contracts.policy import Policy, Weights
 from outbid_node.company import Company, per_s, thrifty
-from outbid_node.estimate import Estimate, estimate
+from outbid_node.estimate import Estimate, estimate, less
 from outbid_node.places import Place, with_free
 from outbid_node.ranking import remaining, total
 
@@ -48,6 +48,8 @@ class Want:
     wait: Wait | None = field(init=False, default=None)
     """What the last walk found, if it is to wait."""
     known: dict[NodeId, tuple[Any, int, Estimate]] = field(init=False, default_factory=dict)
+    held: dict[NodeId, Work] | None = field(init=False, default=None)
+    """What of the work nodes need not do, as they said when they were asked."""
     thrifty: bool = field(init=False)
     """Whether its policy makes it wait for company, and counts joules by what it adds."""
     gathers: float | None = field(init=False, default=None)
@@ -87,6 +89,17 @@ class Want:
     def without_exclusions(self) -> Want:
         return Want(self.work, self.policy, (), self.deadline)
 
+    def work_for(self, node: NodeId) -> Work:
+        """What that node would have to do."""
+        return less(self.work, self.held.get(node, {})) if self.held else self.work
+
+    def hear(self, bid: Bid) -> None:
+        """Its node said what it holds."""
+        known = self.held or {}
+        if bid.held != known.get(bid.node, {}):
+            self.held = known | {bid.node: bid.held}
+            self.known.pop(bid.node, None)
+
     def numbers(self, place: Place, running: int, warm: bool) -> Estimate:
         """What the node would promise beside so many running jobs; remembered while its offer is the same."""
         offer, kind = place.offer, 2 * running + warm
@@ -96,7 +109,7 @@ class Want:
         asked = with_free(offer, offer.slots - running)
         if warm and not offer.warm:
             asked = msgspec.structs.replace(asked, warm=True)
-        numbers = estimate(asked, self.work)
+        numbers = estimate(asked, self.work if self.held is None else self.work_for(place.node))
         self.known[place.node] = (offer, kind, numbers)
         return numbers
 

@@ -15,7 +15,8 @@ from outbid_contracts.errors import AttemptFailed, Draining, OutbidError
 from outbid_contracts.events import Awarded, Finished
 from outbid_contracts.ids import NodeId
 from outbid_contracts.messages import AttemptRecord, Checkpoint, Done, Failed, Job, JobRecord, JobState, Outcome
-from outbid_node.auction import ASK_WORTH_S, Auction
+from outbid_node.auction import ASK_WORTH_S
+from outbid_node.auctioned import Auction
 from outbid_node.checkpoints import Saved
 from outbid_node.choosing import Want
 from outbid_node.delivered import Delivered

@@ -25,7 +25,8 @@ from outbid_contracts.messages import (
 )
 from outbid_contracts.policy import Policy
 from outbid_node import reasons
-from outbid_node.auction import ALIKE, Auction, Auctioneer
+from outbid_node.auction import ALIKE, Auctioneer
+from outbid_node.auctioned import Auction
 from outbid_node.checkpoints import Checkpoints, Saved, going_on, rest_of
 from outbid_node.choosing import waits_for
 from outbid_node.client import Bus, NoResponders
@@ -219,6 +220,8 @@ class Placer:
             auction.why = _why_not_first(considered, auction) or auction.why
         owned.state = "running"
         owned.promised_s = bid.finish_s
+        if owned.job.prefix:
+            self.auctioneer.holders.note(owned.job.prefix, bid.node)
         owned.attempts.append(
             AttemptRecord(
                 attempt=owned.number,

@@ -195,9 +195,17 @@ def _difference(best: Considered, second: Considered) -> str:
         facts.append(f"{_joules(ranked_j(best))} against {_joules(ranked_j(second))}")
     if a.cost_usd or b.cost_usd:
         facts.append(f"{_dollars(a.cost_usd)} against {_dollars(b.cost_usd)}")
+    if held := _held(a, b):
+        facts.append(held)
     if a.warm != b.warm:
         facts.append("warm against cold" if a.warm else "cold against warm")
     return f"{', '.join(facts)} for {second.name}"
+
+
+def _held(a: Bid, b: Bid) -> str:
+    """What their nodes need not do of the job, where that differs."""
+    both = [(unit, *(f"{bid.held.get(unit, 0.0):.0f}" for bid in (a, b))) for unit in {**a.held, **b.held}]
+    return ", ".join(f"holds {mine} {unit} of it against {other}" for unit, mine, other in both if mine != other)
 
 
 def ranked_j(considered: Considered) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from outbid_contracts.errors import AttemptsExhausted, NoBid, OutbidError, UnknownModel, from_body
 from outbid_contracts.messages import AttemptRecord, Job
-from outbid_node.auction import Auction
+from outbid_node.auctioned import Auction
 from outbid_node.registry import Registry
 
 

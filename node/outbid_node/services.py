@@ -154,6 +154,7 @@ class FaceEndpoints:
             capability=capability.name,
             params=msgspec.to_builtins(parsed.params, builtin_types=(bytes,)),
             work=capability.work(parsed.params),
+            prefix=self.catalogue.prefixes.of(capability, parsed.params) if capability.reads is not None else b"",
             model=capability.model_of(parsed.params),
             policy=self.policies.settled(parsed.policy),
             reply=reply,

@@ -107,6 +107,7 @@ class WhatIfDesk:
             capability=capability.name,
             params={},
             work=capability.work(params),
+            prefix=self.catalogue.prefixes.of(capability, params),
             model=capability.model_of(params),
             policy=self.policies.settled(Policy()),
         )
@@ -121,6 +122,7 @@ class WhatIfDesk:
             model=job.model,
             policy=job.policy,
             dry=True,
+            prefix=job.prefix,
         )
         if standing.node == self.me:
             return self.auctioneer.worker.propose(cfp, zone="here")

@@ -49,6 +49,7 @@ from outbid_node.owner import Owner
 from outbid_node.pinning import Pinning
 from outbid_node.policies import Policies
 from outbid_node.power.assembly import make_meter
+from outbid_node.prefix import Prefixes
 from outbid_node.quotas import quotas_of
 from outbid_node.registry import OfferKey, Registry
 from outbid_node.resources import ResourceProbe
@@ -112,6 +113,7 @@ class Wiring:
 
     def _wire(self) -> None:
         config, me, bus = self.config, self.id, self.bus
+        self.catalogue.prefixes = self.pool.prefixes = Prefixes(self.keyring.key(self.mesh).derive("prefix"))
         self.registry = Registry(me)
         self.meter = make_meter(config.power, self.resources, self.pool, self.history.log, self.catalogue)
         self.worker = Worker(

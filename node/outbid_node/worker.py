@@ -41,10 +41,11 @@ from outbid_contracts.runner import Ready
 from outbid_node.artifacts.inputs import Inputs, taken_out
 from outbid_node.artifacts.stages import Delivering, Fetching
 from outbid_node.attempt import Attempt
-from outbid_node.bidding import bid_of, explain_offer, later_bid, too_long
+from outbid_node.bidding import bid_of, explain_offer, later_bid, too_long, with_held
 from outbid_node.catalogue import Catalogue, Entry
 from outbid_node.choosing import left_s
 from outbid_node.client import Bus
+from outbid_node.estimate import less
 from outbid_node.lag import Lag
 from outbid_node.offering import Offering
 from outbid_node.power.meter import Meter
@@ -147,19 +148,23 @@ class Worker:
             own = self.is_own(cfp.owner, durable=cfp.durable)
             entry, file = self.catalogue.find(cfp.capability, cfp.model)
             offer = self._offer(entry, file, own=own)
+            held = self._held(entry, file, cfp.prefix) if cfp.prefix else {}
+            work = less(cfp.work, held)
         except OutbidError as error:
             code = "no_model" if error.code == "unknown_model" else "no_capability"
             return Decline(node=self.node, job=cfp.job, code=code, reason=error.message)
         if refusal := self._refusal(offer):
             self.on_work()
             code, reason, temporary = refusal
-            frees_s = self._frees_s(entry, offer.model) if code == "busy" and not too_long(offer, cfp.work) else ()
+            frees_s = self._frees_s(entry, offer.model) if code == "busy" and not too_long(offer, work) else ()
             if frees_s:
-                return later_bid(self.node, cfp.job, offer, cfp.work, start_s=frees_s[0], zone=zone)
+                bid = later_bid(self.node, cfp.job, offer, work, start_s=frees_s[0], zone=zone)
+                return with_held(bid, held, cfp.work) if held else bid
             return Decline(node=self.node, job=cfp.job, code=code, reason=reason, temporary=temporary)
-        if reason := too_long(offer, cfp.work):
+        if reason := too_long(offer, work):
             return Decline(node=self.node, job=cfp.job, code="blocked", reason=reason, temporary=True)
-        return self.bid(cfp.job, offer, cfp.work, zone)
+        bid = self.bid(cfp.job, offer, work, zone)
+        return with_held(bid, held, cfp.work) if held else bid
 
     def answer(self, cfp: CallForProposals) -> Proposal:
         """As `propose`, for another owner."""
@@ -173,9 +178,19 @@ class Worker:
         numbers = self.offering.estimate(offer, work)
         return bid_of(self.node, job, offer, numbers, zone=zone, why=explain_offer(offer))
 
-    def _offer_for(self, capability: str, model: str | None, *, own: bool) -> Offer:
-        entry, found = self.catalogue.find(capability, model)
-        return self._offer(entry, found, own=own)
+    def _held(self, entry: Entry, file: ModelFile | None, prefix: bytes) -> Work:
+        """What of such a job need not be done here, because its runner holds it from an earlier one."""
+        cache = self.pool.room(entry.capability, file).cache
+        return cache.held(prefix) if cache is not None else {}
+
+    def open_offer(self, capability: str, model: str | None, *, own: bool) -> Offer | None:
+        """What it would bid from now; None if it would decline, or bid for a slot that is free later."""
+        try:
+            entry, file = self.catalogue.find(capability, model)
+            offer = self._offer(entry, file, own=own)
+        except OutbidError:
+            return None
+        return None if self._refusal(offer) else offer
 
     def is_own(self, owner: NodeId, *, durable: bool) -> bool:
         """Whether somebody at this machine waits for it; a durable job may be anybody's."""
@@ -185,11 +200,8 @@ class Worker:
         """Free slots for what somebody at this machine waits for, while they are not for the others."""
         if not self.terms(False).refuse or self.terms(True).refuse:
             return 0
-        try:
-            offer = self._offer_for(capability, model, own=True)
-        except OutbidError:
-            return 0
-        return 0 if offer.blocked else max(0, offer.free)
+        offer = self.open_offer(capability, model, own=True)
+        return offer.free if offer is not None else 0
 
     def _offer(self, entry: Entry, file: ModelFile | None, *, own: bool = False) -> Offer:
         room = self.pool.room(entry.capability, file)
@@ -231,9 +243,10 @@ class Worker:
             if refusal := self._refusal(offer):
                 code, reason, temporary = refusal
                 return self._declined(offer, code, reason, temporary)
-            if reason := too_long(offer, job.work):
+            work = less(job.work, self._held(entry, file, job.prefix)) if job.prefix else job.work
+            if reason := too_long(offer, work):
                 return self._declined(offer, "blocked", reason, True)
-            attempt = Attempt(self, award, entry, file, offer)
+            attempt = Attempt(self, award, entry, file, offer, work)
             if attempt.key in self.attempts:  # the award came twice
                 return Accepted(node=self.node, free=offer.free)
             self.attempts[attempt.key] = attempt

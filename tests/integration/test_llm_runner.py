@@ -16,7 +16,7 @@ import pytest
 from outbid_capabilities.llm import chat as capability
 from outbid_capabilities.llm.choice import ENGINES, installed
 from outbid_contracts.capability import ModelFile
-from outbid_contracts.runner import Crashed, Ready, RunCancelled, RunDone
+from outbid_contracts.runner import Crashed, Kept, Ready, RunCancelled, RunDone
 from tests.integration.test_llm_support import RunnerProcess, Talk, running
 
 pytestmark = pytest.mark.model
@@ -229,6 +229,29 @@ def test_a_conversation_that_goes_on_is_not_read_again(runner: RunnerProcess) ->
     assert isinstance(outcome, RunDone)
     read = outcome.measured.get("prompt_tokens", (0.0, 0.0))[0]
     assert read < answer.usage.prompt_tokens / 2
+
+
+def test_a_runner_says_in_which_slot_it_keeps_what_and_how_much_of_it_was_there(runner: RunnerProcess) -> None:
+    """Also of a chat that was cancelled, and of one with a seed, which uses nothing of what is there."""
+    told = "Here is a list: " + ", ".join(map(str, range(200, 260))) + ". What is it?"
+    first = [{"role": "user", "content": told}]
+    kept = kept_of(runner.ask(messages=first, max_tokens=4, **PLAIN))
+    assert (kept.reused["prompt_tokens"] < 0.3, kept.whole) == (True, True)
+    again = kept_of(runner.ask(messages=first, max_tokens=4, **PLAIN))
+    assert (again.slot, again.reused["prompt_tokens"] > 0.9) == (kept.slot, True)
+    assert kept_of(runner.ask(messages=first, max_tokens=4, seed=1, **PLAIN)).reused == {"prompt_tokens": 0.0}
+    stopped = runner.ask(messages=first, max_tokens=400, **PLAIN)
+    stopped.next()
+    stopped.cancel()
+    assert kept_of(stopped).whole
+    slots = {kept_of(talk).slot for talk in [repeat(runner, colour, max_tokens=3) for colour in COLOURS]}
+    assert slots == set(range(SLOTS))
+
+
+def kept_of(talk: Talk) -> Kept:
+    outcome = talk.wait()
+    assert outcome.kept is not None
+    return outcome.kept
 
 
 def test_an_answer_begun_elsewhere_is_continued(runner: RunnerProcess) -> None:

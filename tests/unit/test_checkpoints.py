@@ -17,7 +17,7 @@ from outbid_contracts.messages import (
     Job,
 )
 from outbid_contracts.policy import Policy
-from outbid_node.auction import Auction
+from outbid_node.auctioned import Auction
 from outbid_node.checkpoints import Checkpoints, Saved, going_on, is_sound, is_trusted, rest_of
 from outbid_node.placing import same_device_first
 
@@ -156,7 +156,7 @@ async def test_a_checkpoint_that_is_not_believed_is_thrown_away() -> None:
 
 def auction(**scores: float) -> Auction:
     """Bids of nodes, best first."""
-    held = Auction(2)
+    held = Auction(JobId("j"), 2)
     for node, score in scores.items():
         bid = Bid(
             bid_id=new_bid_id(),

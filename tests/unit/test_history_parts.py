@@ -16,7 +16,7 @@ from outbid_contracts.errors import (
 )
 from outbid_contracts.ids import JobId, NodeId
 from outbid_contracts.messages import AttemptRecord, Decline, Job
-from outbid_node.auction import Auction
+from outbid_node.auctioned import Auction
 from outbid_node.history import recording, words
 from outbid_node.history.building import job_rows, six
 from outbid_node.history.recording import Allowance, Kind
@@ -67,7 +67,7 @@ def failed_job() -> OwnedJob:
     owned.attempts = [AttemptRecord(attempt=1, node=me, started_ms=1, ended_ms=2, error=body, traceback=SECRET)]
     refusal = Decline(node=me, job=id, code=InvalidRequest.code, reason=f"{SECRET} is too long")
     busy = Decline(node=me, job=id, code="busy", reason="all 4 slots are taken", temporary=True)
-    owned.auctions = [Auction(1, declines=[refusal, busy])]
+    owned.auctions = [Auction(JobId("j"), 1, declines=[refusal, busy])]
     owned.error = NoBid(f"no bid: {SECRET} is too long")
     return owned
 

@@ -221,7 +221,7 @@ def test_a_context_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
 # -- what is promised ------------------------------------------------------------------------------------------------
 
 
-NAMED_IN = ("identity*", "roles", "joining", "lan", "files_*", "pull", "image_*", "history_*")
+NAMED_IN = ("identity*", "roles", "joining", "lan", "files_*", "pull", "prefix", "image_*", "history_*")
 
 
 def test_every_test_that_the_security_page_names_exists() -> None:

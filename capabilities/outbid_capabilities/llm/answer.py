@@ -19,6 +19,8 @@ MIN_PROMPT_MEASURED = 16
 class Listener(Protocol):
     """What a chat reports to: the runner kit's Attempt, or a bench's own."""
 
+    kept: Mapping[str, Any] | None
+
     @property
     def cancelled(self) -> threading.Event: ...
     def done(self, result: Mapping[str, Any], timings: Any = None, measured: Any = None) -> None: ...
@@ -35,6 +37,8 @@ class Chat:
     def __init__(self, request: Request, model: str, listener: Listener) -> None:
         self.request, self.model, self.listener = request, model, listener
         self.prompt_tokens = self.evaluated = self.new_tokens = 0
+        self.slot: int | None = None
+        """Whose cache its tokens went to; None as long as it has touched none."""
         self.finish: Finish | None = None
         self.error: BaseException | None = None
         self._utf8, self._stops = Utf8Assembler(), StopHolder(request.stop)
@@ -86,12 +90,20 @@ class Chat:
 
     def report(self) -> None:
         """Tell how it ended. After the last chunk went out."""
+        self.listener.kept = self._kept()
         if self.finish is not None and not self.cancelled:
             self.listener.done(self._result(), timings=self.timings(), measured=self.measured())
         elif self.error is not None and not self.cancelled:
             self.listener.raised(self.error)
         else:
             self.listener.stopped()
+
+    def _kept(self) -> dict[str, Any] | None:
+        if self.slot is None:
+            return None
+        reused = 1 - self.evaluated / self.prompt_tokens if self.prompt_tokens else 0.0
+        whole = self.new_tokens > 0 and self.error is None
+        return {"slot": self.slot, "reused": {"prompt_tokens": reused}, "whole": whole}
 
     def _result(self) -> dict[str, Any]:
         usage = {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.new_tokens}

@@ -11,7 +11,7 @@ from msgspec import Meta
 from outbid_capabilities.llm.choice import engine_of, missing_engine
 from outbid_capabilities.llm.models import find_models
 from outbid_capabilities.llm.resume import resume_params, resume_result, resume_whole
-from outbid_contracts.capability import Capability, Machine, ModelFile, Prior
+from outbid_contracts.capability import Capability, Machine, ModelFile, Prior, Reading
 from outbid_contracts.llm import CHAT, ChatChunk, ChatParams, ChatResult
 
 SLOTS = 8
@@ -83,6 +83,17 @@ def _work(params: ChatParams) -> dict[str, float]:
     return {"prompt_tokens": prompt, "new_tokens": float(params.max_tokens)}
 
 
+def _reads(params: ChatParams, result: Mapping[str, Any] | None) -> Reading:
+    """The messages; with a result its text too, as the assistant's message or the rest of it."""
+    said = [(message["role"], message["content"]) for message in params.as_messages()]
+    if result is not None:
+        begun = said.pop()[1] if said[-1][0] == "assistant" else ""
+        said.append(("assistant", begun + result["text"]))
+    pieces = [(f"{role}\0{content}", len(content) / CHARS_PER_TOKEN + TEMPLATE_TOKENS) for role, content in said]
+    pieces[0] = (pieces[0][0], pieces[0][1] + 3 * TEMPLATE_TOKENS)
+    return Reading(unit="prompt_tokens", pieces=pieces, anew=params.seed is not None)
+
+
 def _prior(model: ModelFile | None, machine: Machine) -> Prior:
     """Writing a token reads all weights once, so memory bandwidth bounds it; the rest follows by measured shares. A
     share of the processor's time makes everything longer by as much, because a runner is paused in between.
@@ -118,6 +129,7 @@ chat = Capability(
     needs_model=True,
     slots=SLOTS,
     at_most=("new_tokens",),
+    reads=_reads,
     trials=TRIALS,
     resume="tokens",
     resume_params=resume_params,

@@ -192,7 +192,7 @@ class LlamaCppEngine:
             shared = lent
         shared = self._context.keep_prefix(slot.number, shared)
         slot.tokens, slot.reading = job.prompt[:shared], True
-        job.chat.evaluated = len(job.prompt) - shared
+        job.chat.slot, job.chat.evaluated = slot.number, len(job.prompt) - shared
 
     def _step(self) -> None:
         touched = self._drop_cancelled()

@@ -120,6 +120,7 @@ class _Warm:
     def __init__(self) -> None:
         self.cancelled, self.over = threading.Event(), threading.Event()
         self.error: BaseException | None = None
+        self.kept: Mapping[str, Any] | None = None
 
     def done(self, result: Mapping[str, Any], timings: Any = None, measured: Any = None) -> None:
         self.over.set()

@@ -27,7 +27,7 @@ from outbid_node.history.words import LONGEST, kept
 
 if TYPE_CHECKING:
     from outbid_node.attempt import Attempt
-    from outbid_node.auction import Auction
+    from outbid_node.auctioned import Auction
     from outbid_node.owned import OwnedJob
 
 MOST_UNITS = 16
@@ -120,7 +120,7 @@ def _auction(job: Job, auction: Auction) -> Auctions:
 
 
 def _bids(job: Job, auction: Auction, name_of: NameOf) -> Iterator[Bids]:
-    for considered in auction.ranked:
+    for considered in auction.bids():
         yield _received(job, auction, considered)
     for decline in auction.declines:
         yield _decline(
@@ -208,7 +208,7 @@ def run_rows(attempt: Attempt, outcome: Outcome, device: str, took_s: float, end
         ended_ms=ended_ms,
         warm=attempt.was_warm,
         beside=attempt.running_beside,
-        work=few(job.work),
+        work=few(attempt.work),
         counts={unit: six(count) for unit, (count, _) in measured},
         seconds={unit: six(seconds) for unit, (_, seconds) in measured},
         promised_s=six_or_none(attempt.promised_s),

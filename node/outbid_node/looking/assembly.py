@@ -14,7 +14,7 @@ from outbid_contracts.codec import Format, decode, encode, format_of
 from outbid_contracts.errors import InvalidRequest, OutbidError
 from outbid_contracts.ids import NodeId
 from outbid_contracts.live import AuctionHeld, LogLine, Watch
-from outbid_node.auction import Auction
+from outbid_node.auctioned import Auction
 from outbid_node.client import Bus
 from outbid_node.looking.log_tap import LogTap
 from outbid_node.looking.rate import Rate

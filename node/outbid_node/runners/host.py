@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Protocol
 
 from outbid_contracts import runner as wire
+from outbid_node.prefix import Prefixes
 from outbid_node.runners.channel import Channel
 from outbid_node.runners.limits import Limits
 from outbid_node.runners.machine import State
@@ -19,6 +20,7 @@ class Host(Protocol):
 
     channel: Channel
     limits: Limits
+    prefixes: Prefixes
     cpu_share: float
     nice: int
     log: logging.Logger

@@ -15,6 +15,7 @@ import msgspec
 from outbid_contracts.capability import Capability, Machine, ModelFile
 from outbid_contracts.errors import Refused
 from outbid_contracts.runner import AttemptKey, Ready
+from outbid_node.prefix import PrefixCache, Prefixes
 from outbid_node.runners.attempt import Attempt, AttemptSink
 from outbid_node.runners.channel import MAX_MESSAGE_BYTES, Channel
 from outbid_node.runners.limits import Limits
@@ -40,6 +41,8 @@ class Room(msgspec.Struct, frozen=True):
     blocked: str = ""
     ready: Ready | None = None
     temporary: bool = True
+    cache: PrefixCache | None = None
+    """What it keeps of the jobs it did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,7 @@ class RunnerPool:
     ) -> None:
         self.log = log or logging.getLogger(__name__)
         self.limits = replace(limits or Limits(), keep_warm_s=keep_warm_s)
+        self.prefixes = Prefixes()
         self.cpu_share = machine.cpu_share
         self.nice = 0
         """Of the runners that are started from now on."""
@@ -127,9 +131,8 @@ class RunnerPool:
             state = supervisor.state
             if state.phase in OPEN:
                 blocked = self._turn_over(key) if self.sharing.demanded else ""
-                return Room(
-                    supervisor.ready is not None, state.slots, 0 if blocked else state.free, blocked, supervisor.ready
-                )
+                warm, free = supervisor.ready is not None, 0 if blocked else state.free
+                return Room(warm, state.slots, free, blocked, supervisor.ready, cache=supervisor.cache)
             if state.phase is Phase.DRAINING:
                 return Room(False, state.slots, 0)
         return self._cold_room(capability, model, supervisor)

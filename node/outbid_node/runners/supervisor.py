@@ -15,6 +15,7 @@ import msgspec
 
 from outbid_contracts import runner as wire
 from outbid_contracts.capability import Capability, ModelFile
+from outbid_node.prefix import PrefixCache
 from outbid_node.runners import machine
 from outbid_node.runners.attempt import Attempt, Nobody, failure, tell
 from outbid_node.runners.host import Host
@@ -43,6 +44,7 @@ class Supervisor:
         self.options = dict(options)
         self.state = State(slots=capability.slots)
         self.ready: wire.Ready | None = None
+        self.cache: PrefixCache | None = None
         self.memory = stated(model)
         """As the model states it, or as the runner measured it."""
         self.last_used = self.loaded_at = self._spawned_at = 0.0
@@ -281,7 +283,7 @@ class Supervisor:
             timer.cancel()
         self._timers.clear()
         was_ready = self.ready is not None
-        self.process = self.ready = self._throttle = self._leaving = None
+        self.process = self.ready = self.cache = self._throttle = self._leaving = None
         self._connected = False
         if self._fault is not None and self._fault.code != "draining":
             self._count_crash(self._fault)
@@ -327,6 +329,7 @@ class Supervisor:
             return
         since_s = self._loop.time() - self._spawned_at  # the start of the process counts too
         self.ready = message = msgspec.structs.replace(message, load_s=max(message.load_s, since_s))
+        self.cache = PrefixCache(message.slots)
         self._measured(message)
         self.log(logging.INFO, "runner_ready", "ready after %.2f s, %d slots", message.load_s, message.slots)
         self._step(Event.LOADED, message.slots)
@@ -367,7 +370,7 @@ class Supervisor:
             tell(attempt.sink.checkpoint, message.step, message.steps, payloads[0])
 
     def _on_done(self, message: wire.RunDone, payloads: list[bytes]) -> None:
-        attempt = self._end(message.attempt)
+        attempt = self._end(message, message.result)
         if attempt is None:
             return
         self.back_off.succeeded()
@@ -380,11 +383,11 @@ class Supervisor:
             tell(attempt.sink.done, message, payloads)
 
     def _on_failed(self, message: wire.RunFailed, payloads: list[bytes]) -> None:
-        if attempt := self._end(message.attempt):
+        if attempt := self._end(message):
             tell(attempt.sink.failed, message)
 
     def _on_cancelled(self, message: wire.RunCancelled, payloads: list[bytes]) -> None:
-        attempt = self._end(message.attempt)
+        attempt = self._end(message)
         if attempt is None:
             return
         if attempt.cancelled:
@@ -423,10 +426,12 @@ class Supervisor:
 
     # -- attempts --------------------------------------------------------------------------------------------------
 
-    def _end(self, key: wire.AttemptKey) -> Attempt | None:
+    def _end(self, message: wire.End, result: dict[str, Any] | None = None) -> Attempt | None:
         """The attempt's slot is free from here on; None for one that had ended before."""
-        attempt = self._running.pop(key, None)
+        attempt = self._running.pop(message.attempt, None)
         if attempt is not None:
+            if message.kept is not None and self.cache is not None:
+                self.cache.note(message.kept, self._host.prefixes.read(attempt.capability, attempt.params, result))
             self._close(attempt)
             self._step(Event.ENDED)
         return attempt
