@@ -170,6 +170,8 @@ class Link:
 
         Raises NoNode or NodeUnreachable.
         """
+        if not self.connection.closed:
+            return self.connection
         async with self._reconnecting:
             if self.connection.closed:
                 fresh = self._connect()
