@@ -128,6 +128,14 @@ def test_end_whose_note_was_cut_off_by_a_kill_is_lawful_if_clients_can_read_it()
     assert History().accepted().ran().verdict() != [], "its owner lived on and should have noted the end"
 
 
+def test_a_joined_result_whose_note_was_cut_off_is_lawful_too() -> None:
+    history = History().accepted().awarded().started().killed("b").awarded(2, to="c", chunks=3).started(2, on="c")
+    history.stopped(2, on="c").settled(2, on="c", digest="rest").killed("a").up("a")
+    assert history.verdict(Seen(owner="a", state="done", digest="whole")) == []
+    other = History().accepted().ran().killed("a").up("a")
+    assert other.verdict(Seen(owner="a", state="done", digest="whole")) != [], "nothing was joined"
+
+
 def test_result_joined_from_pieces_is_another_than_was_settled() -> None:
     history = History().accepted().awarded().started().killed("b").awarded(2, to="c", chunks=3).started(2, on="c")
     history.stopped(2, on="c").settled(2, on="c", digest="rest").ended(2).settled(2, on="c", digest="rest")

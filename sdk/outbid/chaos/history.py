@@ -178,9 +178,11 @@ class _Case:
 
     def _note_cut_off(self, seen: Seen | None) -> bool:
         """Its owner was killed between the record and the note of it: clients read what was settled last before."""
-        if seen is None or not self.settled or seen.digest != self.settled[-1]["digest"]:
+        if seen is None or not self.settled:
             return False
         last = self.settled[-1]
+        if seen.digest != last["digest"] and last["attempt"] not in self.joined:
+            return False
         return self.deaths.get((last["node"], last["boot"]), 0) > int(last["mono"])
 
     def _check_seen(self, seen: Seen) -> None:
