@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import nats
+import psutil
 from nats.aio.client import Client
 
 from outbid import Mesh
@@ -28,6 +29,9 @@ from outbid_contracts import subjects
 
 MESH = 5
 BATCH = 200
+SECONDS = 0.55
+"""Of each block."""
+
 RAW, SDK, BATCHES, GROUPS = "raw", "sdk", "batches", "groups"
 
 Works = Callable[[float], Awaitable[float]]
@@ -62,6 +66,8 @@ class Found:
     """Batches, and more than one node."""
     syncs: dict[str, float] = field(default_factory=dict)
     """Per contender: syncs per job, where they were counted."""
+    cpu_ms: dict[str, float] = field(default_factory=dict)
+    """Per process that takes part: processor time per job through the SDK."""
     fsync_s: list[float] = field(default_factory=list)
     disk: str = ""
 
@@ -75,6 +81,7 @@ async def run(options: Options) -> Section:
         outbid = await stack.enter_async_context(_outbid(fleet.nodes[0]))
         await _enter(found.compared, outbid, stack, options)
         await _compare(found, options)
+        await _count_cpu(found, fleet.nodes[0], options)
         await _count_syncs(found, fleet.nodes[0].ledger().pid, options)
         await _batches(1, outbid, found, options)
         if not options.quick:
@@ -131,7 +138,7 @@ async def _enter(compared: Compared, outbid: Outbid, stack: AsyncExitStack, opti
     for name, submit in submits.items():
         compared.contenders[name] = Contender(NAMES[name], _OURS, driving(submit))
     choices = options.few(CELERY_SYNCED_CHOICES, 1)
-    await compared.enter_best(stack, CELERY, choices, options.few_or_many(0.4, 1.0), options)
+    await compared.enter_best(stack, CELERY, choices, options.few_or_many(0.4, SECONDS), options)
     await compared.enter(stack, SYNCED, options)
 
 
@@ -143,14 +150,14 @@ async def _compare(found: Found, options: Options) -> None:
     await found.compared.warm_up()
     for _ in range(options.rounds):
         found.fsync_s.append(probe(options.folder))
-        await found.compared.round(options.few_or_many(0.4, 0.8))
+        await found.compared.round(options.few_or_many(0.4, SECONDS))
 
 
 async def _batches(nodes: int, outbid: Outbid, found: Found, options: Options) -> None:
     rates = Rates(nodes)
     found.rates.append(rates)
     works = _works(outbid, found.compared, one_by_one=nodes > 1)
-    seconds = options.few_or_many(0.4, 0.8)
+    seconds = options.few_or_many(0.4, SECONDS)
     for work in works.values():
         await work(0.3)  # warm up
     for _ in range(options.rounds):
@@ -179,6 +186,19 @@ def _many(contender: Contender) -> Works:
     return work
 
 
+async def _count_cpu(found: Found, node: Node, options: Options) -> None:
+    parts = {"daemon": psutil.Process(node.process.pid), "its ledger": node.ledger(), "the caller": psutil.Process()}
+    before_s = {name: _cpu_s(process) for name, process in parts.items()}
+    driven = await found.compared.contenders[SDK].drive(MANY, options.few_or_many(0.4, 2 * SECONDS))
+    for name, process in parts.items():
+        found.cpu_ms[name] = 1000 * (_cpu_s(process) - before_s[name]) / driven.jobs
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
 async def _count_syncs(found: Found, ledger: int, options: Options) -> None:
     """Per job, in a run of its own, because counting slows."""
     for name, contender in found.compared.contenders.items():
@@ -187,7 +207,7 @@ async def _count_syncs(found: Found, ledger: int, options: Options) -> None:
         if pid is None:
             continue
         async with Syncs(pid, options.folder) as syncs:
-            driven = await contender.drive(MANY, options.few_or_many(0.4, 1.0))
+            driven = await contender.drive(MANY, options.few_or_many(0.4, SECONDS))
         if syncs.count is not None:
             found.syncs[name] = syncs.count / driven.jobs
 
@@ -203,7 +223,13 @@ def _section(found: Found) -> Section:
         f" {spread(found.fsync_s).scaled(1000).text(' ms')} (medians of {PROBES}, before each round).",
     )
     compared = found.compared
-    section.tables = [_rate_table(compared), _batch_table(found), *_sync_table(found), *tried_table(compared)]
+    section.tables = [
+        _rate_table(compared),
+        _batch_table(found),
+        _cpu_table(found),
+        *_sync_table(found),
+        *tried_table(compared),
+    ]
     section.aims = _aims(compared)
     section.plots = [compared.bars("rates", f"No-op jobs per second, {MANY} in flight, each synced to disk")]
     return section
@@ -248,6 +274,16 @@ def _batch_table(found: Found) -> Table:
     ]
     notes = (f"One by one: {MANY} in flight. Batches are compared with groups. Promises as above; a batch is one.",)
     return Table(f"Batches of {BATCH}, and a mesh", ("nodes", "what", "jobs/s", "of Celery"), rows, notes)
+
+
+def _cpu_table(found: Found) -> Table:
+    notes = (
+        "A job is written twice, accepted and ended, one after the other, and each is waited for. Jobs in flight share "
+        "these commits: from some messages on as one atomic batch, for which the ledger makes a folder and syncs four "
+        "times, however many they are. The daemon is one thread, so its time per job bounds the jobs per second.",
+    )
+    rows = [(name, f"{ms:.2f} ms") for name, ms in found.cpu_ms.items()]
+    return Table(f"Processor time per job through the SDK, {MANY} in flight", ("process", "per job"), rows, notes)
 
 
 def _sync_table(found: Found) -> list[Table]:

@@ -2,7 +2,7 @@
 
 A durable job is acknowledged once its record is on its owner's disk, runs at least once, and ends in exactly one
 recorded state. Its record, a `DurableJob`, is the value of key `<job>` in the owner's JetStream KV bucket
-`JOBS_<node>`; when it ends it moves, in one atomic batch, to key `ended.<job>`, which expires by its `keep_s`.
+`JOBS_<node>`; when it ends its last one is that of key `ended.<job>`, which expires by its `keep_s`.
 """
 
 from __future__ import annotations

@@ -227,6 +227,17 @@ class WaitingRoom:
         """A durable job's place, for `queue`; `on_turn` is called when it may go. `load` tells what it wants."""
         return Ticket(key, order, next(self._numbers), on_turn, True, submitter, load)
 
+    def passes(self, ticket: Ticket) -> bool:
+        """Let a durable job go without a look at what is best for it, if nobody waits and a slot is free: its auction
+        looks anyway. The caller goes on with it.
+        """
+        key, places = ticket.key, self._registry.places(*ticket.key)
+        on_way = self._passing[key].total() if key in self._passing else 0
+        if key in self._lines or places.room() <= on_way or not self._one_more(ticket.submitter):
+            return False
+        self._pass(ticket, None)
+        return True
+
     def queue(self, ticket: Ticket) -> None:
         """Its turn may come at once."""
         if ticket.passing:

@@ -1,7 +1,7 @@
 """What the journal has removed stays removed, even when the ledger is killed after every trace of the removal expired.
 
 nats-server forgets removals by a limit of versions when it is killed: the removed record is back as soon as the marker
-that hid it has expired. So the journal removes by rollup only.
+that hid it has expired. So the journal removes by rollups and purges only.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from outbid_contracts.messages import Job
 from outbid_node.durable.entry import MARKER_S
 from outbid_node.durable.journal import Journal
 from outbid_node.durable.stream import Stream
+from outbid_node.durable.sweeper import IDLE_S
 from tests.ledgers import OwnLedger
 from tests.waiting import until
 
@@ -48,13 +49,14 @@ async def until_expired(own: OwnLedger, names: list[str]) -> None:
     async def gone() -> bool:
         return not await stream.lasts(keys)
 
-    await until(gone, within_s=MARKER_S + 20)
+    await until(gone, within_s=MARKER_S + IDLE_S + 30)
 
 
 @pytest.mark.parametrize("kills", [1, 2])
 async def test_no_removed_job_comes_back_when_the_ledger_is_killed(own: OwnLedger, kills: int) -> None:
     ended, dropped, kept = ([f"{what}{n}" for n in range(COUNT)] for what in ("ended", "dropped", "kept"))
     journal = await opened(own)
+    assert await journal.load() == []
     for version in range(1, VERSIONS + 1):
         await asyncio.gather(*(journal.put(record(name, version)) for name in (*ended, *dropped, *kept)))
     await asyncio.gather(

@@ -15,7 +15,8 @@ from outbid_contracts.errors import Busy
 from outbid_contracts.ids import BidId, JobId, NodeId
 from outbid_contracts.messages import Bid, Job, Offer, Presence
 from outbid_contracts.policy import Policy
-from outbid_node.auction import Auction, Auctioneer
+from outbid_node.auction import Auctioneer
+from outbid_node.auctioned import Auction
 from outbid_node.choosing import Want, plan
 from outbid_node.ranking import rank
 from outbid_node.registry import Registry
@@ -126,6 +127,19 @@ def test_durable_jobs_wait_on_while_nobody_is_able() -> None:
     assert mesh.gone == []
     mesh.free(1)
     assert mesh.gone == ["patient"]
+
+
+def test_a_durable_job_passes_only_a_free_slot_that_nobody_waits_for() -> None:
+    mesh = Mesh(free=2)
+    tickets = [mesh.room.ticket(KEY, order, lambda: None) for order in range(4)]
+    assert [mesh.room.passes(ticket) for ticket in tickets[:3]] == [True, True, False]
+    mesh.room.queue(tickets[2])
+    mesh.free(3)
+    assert (tickets[2].passing, mesh.room.passes(tickets[3])) == (True, False)
+    mesh.room.leave(tickets[0])
+    assert mesh.room.passes(tickets[3])
+    mesh.registry.drop(OTHER, "left")
+    assert not mesh.room.passes(mesh.room.ticket(KEY, 5, lambda: None))
 
 
 async def test_with_nobody_able_left_a_caller_is_let_go_to_hear_why() -> None:
@@ -330,7 +344,7 @@ def test_who_was_let_go_for_a_slot_leaves_the_better_later_one_to_those_before_i
     """The walk gave the fast node's next slots to others: an auction of one job does not know of them."""
     registry = Registry(ME)
     auctioneer = Auctioneer(me=ME, bus=cast(Any, None), registry=registry, worker=cast(Any, None))
-    want, auction = Want({"u": 1.0}, Policy(goal="fastest")), Auction(1)
+    want, auction = Want({"u": 1.0}, Policy(goal="fastest")), Auction(JobId("j"), 1)
     auction.ranked = rank([bid("slow", 50.0), bid("fast", 3.0, later=True), bid("mid", 40.0)], want.policy)
 
     def chosen(target: str | None) -> str | None:
@@ -348,7 +362,7 @@ def test_after_a_refusal_the_later_bid_of_that_node_is_compared_with_who_is_idle
     """It is told last: the first of the others is not the best for that."""
     registry = Registry(ME)
     auctioneer = Auctioneer(me=ME, bus=cast(Any, None), registry=registry, worker=cast(Any, None))
-    want, auction = Want({"u": 1.0}, Policy(goal="fastest")), Auction(1)
+    want, auction = Want({"u": 1.0}, Policy(goal="fastest")), Auction(JobId("j"), 1)
     auction.ranked = rank([bid("fast", 1.0), bid("slow", 500.0)], want.policy)
     auction.refused.add(NodeId("fast"))
     auction.ranked += rank([bid("fast", 2.0, later=True)], want.policy)
@@ -361,7 +375,7 @@ def test_an_auction_for_one_slot_that_is_gone_sends_the_job_back_to_the_queue() 
     """It saw no busy nodes, so it cannot tell whether another idle one is worth taking."""
     registry = Registry(ME)
     auctioneer = Auctioneer(me=ME, bus=cast(Any, None), registry=registry, worker=cast(Any, None))
-    want, auction = Want({"u": 1.0}, Policy(goal="fastest")), Auction(1, aim=NodeId("fast"))
+    want, auction = Want({"u": 1.0}, Policy(goal="fastest")), Auction(JobId("j"), 1, aim=NodeId("fast"))
     auction.ranked = rank([bid("fast", 3.0), bid("slow", 50.0)], want.policy)
     best = auctioneer.choice(auction, want, NodeId("fast"))
     assert best is not None
@@ -381,7 +395,7 @@ def test_six_jobs_whose_bids_were_all_asked_for_before_the_first_award_spread_as
     registry = fleet.registry
     auctioneer = Auctioneer(me=ME, bus=cast(Any, None), registry=registry, worker=cast(Any, None))
     wants = [Want({"u": 1.0}, Policy(goal="fastest")) for _ in range(6)]
-    auctions = [Auction(1, given={NodeId("a"): 0, NodeId("b"): 0}) for _ in wants]
+    auctions = [Auction(JobId("j"), 1, given={NodeId("a"): 0, NodeId("b"): 0}) for _ in wants]
     for auction, want in zip(auctions, wants, strict=True):
         auction.ranked = rank([bid("a", 1.0), bid("b", 1.1)], want.policy)
     went: list[str] = []

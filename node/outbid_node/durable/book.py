@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -29,6 +30,7 @@ from outbid_contracts.events import Finished
 from outbid_contracts.ids import JobId, NodeId
 from outbid_contracts.messages import Done, Job, JobRecord, JobState, Settle
 from outbid_node import pace
+from outbid_node.company import thrifty
 from outbid_node.delivered import Delivered
 from outbid_node.durable.checkpoints import CheckpointStream
 from outbid_node.durable.claims import Claims
@@ -36,7 +38,7 @@ from outbid_node.durable.dependencies import Dependencies, States
 from outbid_node.durable.events import Events
 from outbid_node.durable.journal import Journal
 from outbid_node.durable.parked import LOOK_S, Alarms, Parked, as_record, failed_on
-from outbid_node.durable.records import HEIR, TERM, about, ending, fitting, record_of
+from outbid_node.durable.records import HEIR, TERM, about, ending, fitting, note_settled, record_of
 from outbid_node.durable.recovery import FEW, Recovery
 from outbid_node.owned import OwnedJob, now_ms
 from outbid_node.owner import STOP_TIMEOUT_S, Owner
@@ -115,15 +117,18 @@ class Book:
         """
         for submitter, jobs in Counter(record.job.submitter for record in records).items():
             self.waiting.quotas.admit(submitter, jobs)
+        await (self.journal.put(records[0]) if len(records) == 1 else self._store(records))
+        for record in records:
+            self.trace.note("accepted", heirs=record.heirs, **about(record))
+            self.park(record)
+
+    async def _store(self, records: Sequence[DurableJob]) -> None:
         stored = await asyncio.gather(*(self.journal.put(record) for record in records), return_exceptions=True)
         failed = [error for error in stored if isinstance(error, BaseException)]
         if failed:
             kept = [r for r, error in zip(records, stored, strict=True) if not isinstance(error, BaseException)]
             await asyncio.gather(*(self.journal.drop(record.job.id) for record in kept), return_exceptions=True)
             raise failed[0] if isinstance(failed[0], OutbidError) else StorageFailed(str(failed[0]))
-        for record in records:
-            self.trace.note("accepted", heirs=record.heirs, **about(record))
-            self.park(record)
 
     async def until_ready(self) -> None:
         """Raises StorageFailed if the jobs of the life before are not read within READY_S."""
@@ -210,7 +215,7 @@ class Book:
         if owned is None:
             return await self._settled_before(settle)
         accepted = self.owner.settle(settle) or owned.taken == settle.attempt
-        self._note(settle, accepted=accepted)
+        note_settled(self.trace, settle, accepted=accepted)
         if accepted and (owned.sealing or owned.outcome is not None):
             await asyncio.shield(owned.until_concluded())
         return None if owned.suspended else accepted
@@ -219,29 +224,15 @@ class Book:
         """A contractor that did not hear our word asks again."""
         record = await self.ended_record(settle.job)
         accepted = record is not None and record.number == settle.attempt and record.finished is not None
-        self._note(settle, accepted=accepted)
+        note_settled(self.trace, settle, accepted=accepted)
         return accepted
 
     def settle_here(self, settle: Settle) -> bool:
         """A result of this node's own, for the owner; its end follows by itself."""
         accepted = self.owner.settle(settle)
         if settle.job in self.owner.running and self.owner.running[settle.job].recorder is not None:
-            self._note(settle, accepted=accepted)
+            note_settled(self.trace, settle, accepted=accepted)
         return accepted
-
-    def _note(self, settle: Settle, *, accepted: bool) -> None:
-        if not self.trace.on:
-            return
-        outcome = settle.outcome
-        self.trace.note(
-            "settled",
-            job=settle.job,
-            attempt=settle.attempt,
-            by=settle.node,
-            accepted=accepted,
-            outcome=outcome.__struct_config__.tag,
-            digest=digest(outcome.result) if isinstance(outcome, Done) else "",
-        )
 
     # -- waiting --------------------------------------------------------------------------------------------------
 
@@ -255,20 +246,30 @@ class Book:
         elif parked.after:
             self.after.watch(parked)
         else:
-            self._queue_in_time(parked)
+            self._queue_in_time(parked, record)
 
     def unblock(self, parked: Parked) -> None:
         """The jobs before it are done."""
         self._later(self.journal.put(parked.unblock()))
         self._queue_in_time(parked)
 
-    def _queue_in_time(self, parked: Parked) -> None:
+    def _queue_in_time(self, parked: Parked, record: DurableJob | None = None) -> None:
         if parked.starts is not None and parked.starts > time.monotonic():
             self._alarms.after(parked.starts, parked.id)
         elif parked.starts is None and parked.not_before_ms > now_ms():
             self._alarms.at(parked.not_before_ms, parked.id)
-        else:
+        elif record is None or not self._goes_at_once(parked, record):
             self._queue(parked)
+
+    def _goes_at_once(self, parked: Parked, record: DurableJob) -> bool:
+        """Most do: then nothing of the queue is needed, nor its record decoded again."""
+        want = partial(parked.want, record)
+        ticket = self.waiting.ticket(parked.key, parked.order, lambda: None, parked.submitter, want)
+        if thrifty(record.job.policy) or not self.waiting.passes(ticket):
+            return False
+        parked.ticket = ticket
+        self._start(parked, record)
+        return True
 
     def fail(self, parked: Parked, error: OutbidError) -> None:
         self._spawn(self._end_parked(parked, error, "failed"))
@@ -294,13 +295,13 @@ class Book:
         elif parked.ticket is None and not parked.after:
             self._queue_in_time(parked)
 
-    def _start(self, parked: Parked) -> None:
+    def _start(self, parked: Parked, record: DurableJob | None = None) -> None:
         if self._closing:
             return
         if why := self.holds(parked.id):
             self._hold(parked, why)
             return
-        owned = self.owned(parked.record())
+        owned = self.owned(record or parked.record())
         if owned.delivered is not None and owned.attempts:
             self._spawn(self._start_after(parked, owned, owned.delivered))
         else:
@@ -382,8 +383,8 @@ class Book:
 
     def completed(self, owned: OwnedJob, whole: Finished) -> None:
         self.trace.note("awarded", job=whole.job, attempt=owned.number, to=self.me)
-        done = Done(result=whole.result)
-        self._note(Settle(job=whole.job, attempt=owned.number, node=self.me, outcome=done), accepted=True)
+        settle = Settle(job=whole.job, attempt=owned.number, node=self.me, outcome=Done(result=whole.result))
+        note_settled(self.trace, settle, accepted=True)
 
     async def ended(self, owned: OwnedJob) -> None:
         owned.ended_ms = now_ms()

@@ -54,7 +54,6 @@ from outbid_node.client import Bus, NoResponders
 from outbid_node.durable.again import again_as, next_id, prioritise
 from outbid_node.durable.book import Book
 from outbid_node.durable.claims import step_back
-from outbid_node.durable.parked import as_record
 from outbid_node.durable.records import ending
 from outbid_node.micro import Request, Service, error_headers
 from outbid_node.policies import Policies
@@ -257,9 +256,7 @@ class Desk:
         if fresh:
             await self._check_wanted(asked)
             await self.book.accept(fresh)
-        return SubmitReply(
-            jobs=tuple(known.get(id) or self._submitted(self._state(record)) for id, record in records.items())
-        )
+        return SubmitReply(jobs=tuple(known.get(id) or self._accepted(record) for id, record in records.items()))
 
     async def _check_wanted(self, asked: SubmitRequest) -> None:
         """What was passed on may have come late (this node was frozen, or cut off), and be another's by now."""
@@ -299,6 +296,7 @@ class Desk:
             capability=capability.name,
             params=msgspec.to_builtins(params, builtin_types=(bytes,)),
             work=capability.work(params),
+            prefix=self.catalogue.prefixes.of(capability, params),
             model=capability.model_of(params),
             policy=self.policies.settled(policy if isinstance(policy, Policy) else parse_policy(policy)),
             reply=subjects.events(self.me, submission.job) if capability.chunk is not None else None,
@@ -358,10 +356,15 @@ class Desk:
         if missing:
             raise InvalidRequest(f"`after` names {', '.join(sorted(missing))}, which nobody knows")
 
-    def _state(self, record: DurableJob) -> JobRecord:
-        """Of a job just accepted."""
+    def _accepted(self, record: DurableJob) -> Submitted:
         parked = self.book.parked.get(record.job.id)
-        return as_record(record, self.book.reason(parked) if parked else "")
+        return Submitted(
+            job=record.job.id,
+            owner=self.me,
+            name=self.registry.name_of(self.me),
+            state=record.state,
+            note=self.book.reason(parked) if parked else "",
+        )
 
     def _submitted(self, record: JobRecord, *, known: bool = False) -> Submitted:
         name = self.registry.name_of(record.owner)
@@ -472,7 +475,7 @@ class Desk:
                 return self._submitted(known, known=True)
             again = again_as(id, record, self.me)
             await self.book.accept([again])
-            return self._submitted(self._state(again))
+            return self._accepted(again)
 
 
 def _moved(id: JobId) -> NodeUnreachable:

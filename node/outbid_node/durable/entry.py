@@ -25,6 +25,11 @@ MARKER_S = 5
 UNKNOWN = -1
 """A key's revision when a job was refused and nobody knows whether its record is there: written unconditionally."""
 
+KEPT_S = 86_400.0
+"""An end that is kept shorter goes in one batch with the marker on its live key: after a power cut between the two, and
+once the end has expired, the job would be live again.
+"""
+
 Verb = Literal["put", "end", "drop"]
 
 
@@ -115,14 +120,34 @@ class Entry:
         revision = revision if self.live_at is None else self.live_at
         return None if revision == UNKNOWN else revision
 
+    @property
+    def size(self) -> int:
+        """How many messages it takes."""
+        return 2 if self.verb == "end" else 1
+
+    @property
+    def is_brief(self) -> bool:
+        return self.verb == "end" and self.record is not None and self.record.terms.keep_s < KEPT_S
+
     def messages(self, keys: Keys, revision: int) -> list[Outgoing]:
+        """For one batch."""
+        if self.verb != "end" or self.record is None:
+            return [self.message(keys, revision)]
+        end = Outgoing(keys.ended(self.id), self.encoded(), self.ended_at, self._ttl(self.record))
+        return [end, over(keys.live(self.id), self.expected(revision))]
+
+    def message(self, keys: Keys, revision: int) -> Outgoing:
+        """The one that makes the change; the marker that an end puts on the live key is `over`."""
         key, data, expected = keys.live(self.id), self.encoded(), self.expected(revision)
         if self.verb == "put":
-            return [Outgoing(key, data, expected)]
+            return Outgoing(key, data, expected)
         if self.verb == "drop" or self.record is None:
-            return [purge(key, expected)]
-        ttl = {"Nats-TTL": f"{max(1, math.ceil(self.record.terms.keep_s))}s"}
-        return [Outgoing(keys.ended(self.id), data, self.ended_at, ttl), purge(key, expected)]
+            return purge(key, expected)
+        of_live = {"Nats-Expected-Last-Subject-Sequence-Subject": key}
+        return Outgoing(keys.ended(self.id), data, expected, self._ttl(self.record) | of_live)
+
+    def _ttl(self, record: DurableJob) -> dict[str, str]:
+        return {"Nats-TTL": f"{max(1, math.ceil(record.terms.keep_s))}s"}
 
     def subjects(self, keys: Keys) -> list[str]:
         live = keys.live(self.id)
@@ -131,7 +156,7 @@ class Entry:
     def note_markers(self, live: Stored | None, ended: Stored | None) -> None:
         if live is None or live.removed:
             self.live_at = live.seq if live else 0
-        self.ended_at = ended.seq if ended and ended.removed else 0
+        self.ended_at = ended.seq if ended else 0
 
 
 def judge(
@@ -159,6 +184,11 @@ def judge(
 def purge(subject: str, expected: int | None) -> Outgoing:
     headers = {"KV-Operation": "PURGE", "Nats-Rollup": "sub", "Nats-TTL": f"{MARKER_S}s"}
     return Outgoing(subject, b"", expected, headers)
+
+
+def over(subject: str, expected: int | None) -> Outgoing:
+    """On the live key of a job that has ended, until both are swept (`sweeper`)."""
+    return Outgoing(subject, b"", expected, {"KV-Operation": "PURGE"}, beside=True)
 
 
 def refusal(why: str) -> StorageFailed:

@@ -152,6 +152,7 @@ class Journal:
         for id in over:
             del found[id]
             self.drop(id)
+        self._writer.sweeper.knows_all = True
         return [record for _, record in sorted(found.values(), key=lambda one: (one[1].job.created_ms, one[0]))]
 
     async def _scan(self) -> tuple[dict[JobId, tuple[int, DurableJob]], dict[str, tuple[Stored, str]]]:
@@ -161,9 +162,12 @@ class Journal:
         found: dict[JobId, tuple[int, DurableJob]] = {}
         broken: dict[str, tuple[Stored, str]] = {}
         async for stored in self._stream.scan(self._keys.live("*")):
-            found.pop(JobId(stored.subject.removeprefix(self._keys.prefix)), None)
+            id = JobId(stored.subject.removeprefix(self._keys.prefix))
+            found.pop(id, None)
             broken.pop(stored.subject, None)
+            self._writer.sweeper.over.pop(id, None)
             if stored.removed:
+                self._writer.sweeper.over[id] = stored.seq
                 continue
             try:
                 record = self._decoded(stored)
@@ -197,6 +201,7 @@ class Journal:
             await self._stream.store([aside, purge(stored.subject, stored.seq)])
         except (TimeoutError, NoResponders, ApiError) as error:
             log.warning("it stays where it is: %s", error, extra={"action": "journal_broken", "job": key})
+            self._writer.revisions[JobId(key)] = stored.seq  # so that it is not swept
 
     async def ended(self, id: JobId) -> DurableJob | None:
         """The last record of a job that has ended, as long as that is kept. Raises StorageFailed."""

@@ -57,9 +57,9 @@ class Parked:
         found: DurableJob = decode(self.data, DurableJob)
         return found
 
-    def want(self) -> Want:
-        """What its place in the queue stands for."""
-        record = self.record()
+    def want(self, record: DurableJob | None = None) -> Want:
+        """What its place in the queue stands for. `record`: its own, if that is at hand."""
+        record = record or self.record()
         return Want(record.job.work, record.job.policy, failed_on(record), self.deadline)
 
     def unblock(self) -> DurableJob:

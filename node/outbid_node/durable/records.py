@@ -7,11 +7,13 @@ from typing import Any
 import msgspec
 
 from outbid_contracts.codec import encode
+from outbid_contracts.digest import digest
 from outbid_contracts.durable import DurableJob
 from outbid_contracts.errors import Cancelled, NodeLost
 from outbid_contracts.events import Ended, Finished
-from outbid_contracts.messages import AttemptRecord
+from outbid_contracts.messages import AttemptRecord, Done, Settle
 from outbid_node.owned import OwnedJob, now_ms
+from outbid_node.trace import Trace
 
 TERM = 1_000_000
 """Attempts of each life of a daemon are numbered from its term times this on, so no number is given out twice even
@@ -66,6 +68,21 @@ def about(record: DurableJob) -> dict[str, Any]:
     job, terms = record.job, record.terms
     held = bool(terms.after and not record.unblocked) or terms.not_before_ms > now_ms()
     return {"job": job.id, "capability": job.capability, "model": job.model, "held": held}
+
+
+def note_settled(trace: Trace, settle: Settle, *, accepted: bool) -> None:
+    if not trace.on:
+        return
+    outcome = settle.outcome
+    trace.note(
+        "settled",
+        job=settle.job,
+        attempt=settle.attempt,
+        by=settle.node,
+        accepted=accepted,
+        outcome=outcome.__struct_config__.tag,
+        digest=digest(outcome.result) if isinstance(outcome, Done) else "",
+    )
 
 
 def cut_off(attempt: AttemptRecord) -> AttemptRecord:
