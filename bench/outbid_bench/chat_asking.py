@@ -76,9 +76,18 @@ def _heard(message: Any, clock: Clock) -> int | None:
 
 
 async def started(stack: AsyncExitStack, folder: Path, kind: str, *arguments: object) -> Ask:
-    """A helper process (`chat_engine`) of that kind. An engine called directly takes one chat at a time."""
+    """Of a helper process of that kind."""
+    return asking(await helper(stack, folder, kind, *arguments))
+
+
+async def helper(stack: AsyncExitStack, folder: Path, kind: str, *arguments: object) -> Helper:
+    """A process of `chat_engine`."""
     words = (kind, *map(str, arguments))
-    helper = await stack.enter_async_context(Helper("chat_engine", *words, log=folder / f"{kind}.log"))
+    return await stack.enter_async_context(Helper("chat_engine", *words, log=folder / f"{kind}.log"))
+
+
+def asking(helper: Helper) -> Ask:
+    """An engine called directly takes one chat at a time."""
     return over_http(helper.hello["url"]) if "url" in helper.hello else directly(helper)
 
 

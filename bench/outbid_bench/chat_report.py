@@ -20,6 +20,7 @@ def section(engines: Sequence[str], found: Found, turns: Turns, two_nodes: TwoNo
         _level_table("Tokens per second of all chats together", found, lambda it: spread(it.per_s).text("", 1)),
         _level_table("First token, ms", found, lambda it: spread(it.first_s).scaled(1000).text("", 0)),
         _level_table("Pause between two pieces, p99, ms", found, lambda it: _ms(it.gap_p99_s).text("", 0), _GAP_NOTES),
+        _level_table("Processor time per token, ms", found, lambda it: _ms(it.cpu_s).text("", 1), _CPU_NOTES),
         Table("A conversation of five turns, while another one goes on", chat_turns.COLUMNS, turns.rows(), _TURN_NOTES),
         two_nodes.table(),
     ]
@@ -32,15 +33,22 @@ def section(engines: Sequence[str], found: Found, turns: Turns, two_nodes: TwoNo
     return section
 
 
+BEHIND_SPEEDS = 2
+"""Where a further table goes."""
+
 _GAP_NOTES = (
-    "Chats begin together. Outbid reads their prompts piece by piece (a quarter of a second, or 128 tokens) while the "
+    "Chats begin together. Outbid reads their prompts piece by piece (a quarter of a second, or 64 tokens) while the "
     "first ones write already: the longest pause is that of a piece. xllamacpp's server reads up to 2048 tokens in one "
     "go: nobody writes yet, all begin later, and whoever writes when a long prompt comes waits for all of it.",
 )
+_CPU_NOTES = (
+    "Of all processes that serve, the reading of prompts included: the engine, and of a node its daemon, ledger and "
+    "runner. What a node adds is done on the core that its engine leaves free.",
+)
 _TURN_NOTES = (
-    "Two conversations take turns. An answer has 8 tokens, a question about 25; all of turn 5 is about 230. Read anew: "
+    "Two conversations take turns. An answer has 4 tokens, a question about 15; all of turn 5 is about 160. Read anew: "
     "the same messages behind an opening that nobody has read.",
-    "llama_cpp.server has one cache for all callers, which is lost to those who ask in between.",
+    "llama_cpp.server is left out: it has one cache for all callers, which is lost to those who ask in between.",
 )
 
 

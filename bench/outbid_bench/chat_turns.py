@@ -14,15 +14,15 @@ from outbid_bench.stats import Spread, ratios, spread
 
 TURNS = 5
 CONVERSATIONS = 2
-TOKENS = 8
+TOKENS = 4
 """Of each answer: what counts is the time to its first."""
 
 SAID = (
-    "I want to plan a long journey by train through the mountains in late autumn, with two children and an old dog.",
-    "We would rather stay three nights in one place than move on every day, and nobody of us likes big hotels at all.",
-    "The younger child gets sick on winding roads, so no coaches please, and the dog cannot walk more than an hour.",
-    "My brother joins us on the fourth day with his bicycle, and he has to be back at work on the Monday after that.",
-    "Now tell me where we should get off first, what we could see there, and what to do if it rains the whole time.",
+    "We plan a long train journey through the mountains in autumn, with two children and a dog.",
+    "We like three nights in one place better than moving on every day.",
+    "The younger child gets sick on winding roads, so please no coaches.",
+    "My brother joins us on the fourth day and brings his bicycle.",
+    "Now tell me where we should get off first, and what we can do if it rains.",
 )
 
 ANEW = "turn 5, read anew"

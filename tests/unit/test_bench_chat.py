@@ -12,8 +12,9 @@ import pytest
 from outbid_bench.chat import Prompts
 from outbid_bench.chat_asking import over_http
 from outbid_bench.chat_engine import Answer, Clock, Messages
-from outbid_bench.chat_found import Figures
+from outbid_bench.chat_found import Figures, Together
 from outbid_bench.chat_report import section
+from outbid_bench.chat_steps import READ, Steps
 from outbid_bench.chat_turns import SAID, TURNS, Turns
 from outbid_bench.chat_two_nodes import AUCTION, PREFER, TwoNodes
 
@@ -23,7 +24,7 @@ def answer(tokens: int = 4, first_s: float = 0.1, gaps_s: tuple[float, ...] = (0
 
 
 def figures(per_s: float, first_s: float) -> Figures:
-    return Figures([per_s, per_s], [first_s, first_s], [0.02, 0.02])
+    return Figures([per_s, per_s], [first_s, first_s], [0.02, 0.02], [0.01, 0.01])
 
 
 def test_an_empty_piece_is_neither_first_text_nor_a_token() -> None:
@@ -48,8 +49,10 @@ def test_a_chat_without_text_is_no_measurement() -> None:
 
 def test_chats_at_once_count_together_and_pauses_of_all_go_into_one_percentile() -> None:
     found = Figures()
-    found.add([answer(4, 0.1), answer(8, 0.3, (0.5,)), answer(4, 0.2)], took_s=2.0)
-    assert (found.per_s, found.first_s, found.gap_p99_s) == ([8.0], [0.2], [0.5])
+    chats = Together([answer(4, 0.1), answer(8, 0.3, (0.5,))], took_s=1.5, cpu_s=1.0)
+    chats.add(Together([answer(4, 0.2)], took_s=0.5, cpu_s=0.6))
+    found.add(chats)
+    assert (found.per_s, found.first_s, found.gap_p99_s, found.cpu_s) == ([8.0], [0.2], [0.5], [0.1])
 
 
 def test_the_added_time_is_taken_round_by_round() -> None:
@@ -61,7 +64,15 @@ def test_the_added_time_is_taken_round_by_round() -> None:
 def test_no_two_prompts_begin_alike() -> None:
     prompts = Prompts()
     begins = [prompts.story()[0]["content"] for _ in range(500)] + [prompts.opening() for _ in range(500)]
-    assert len(set(begins)) > 990
+    assert len(set(begins)) == 1000
+
+
+def test_the_limit_of_chats_together_is_what_reading_which_gains_nothing_and_writing_take() -> None:
+    steps = Steps({1: [0.010], 4: [0.020], 8: [0.040], 16: [0.050], READ: [0.004 * READ]})
+    assert steps.gain(8).median == pytest.approx(2.0)
+    assert steps.limit(8, read=0, written=10).median == pytest.approx(2.0)
+    assert steps.limit(8, read=10, written=10).median == pytest.approx((0.04 + 0.1) / (0.04 + 0.05))
+    assert steps.limit(8, read=10, written=0).median == pytest.approx(1.0)
 
 
 def test_a_conversation_grows_by_what_was_answered_and_the_comparison_begins_anew() -> None:
