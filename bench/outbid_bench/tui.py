@@ -12,7 +12,7 @@ import sys
 import termios
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,14 +29,18 @@ NODES, JOBS = 100, 1000
 BARE = "bare"
 SCREENS = ("mesh", "jobs", "auction", "models", "logs")
 LINES, COLUMNS = 40, 140
-SETTLE_S = 6.0
-WATCH_S = 20.0
-PRESSES = 200
+START_S, SETTLE_S = 60.0, 6.0
+WATCH_S = 4.0
+PRESSES = 20
+"""Of each app in each round, and how long they are watched at rest in it."""
 PAUSE_S = 0.05
 """Between two presses: as fast as a keyboard repeats a key that is held down."""
 
 MOST_CPU_PERCENT = 10.0
 MOST_KEY_MS = 50.0
+ANSWER_S = 5.0
+"""How long the last of the keys are waited for."""
+
 DOWN, UP = b"\x1b[B", b"\x1b[A"
 
 
@@ -52,45 +56,68 @@ class Seen:
     """Median of each round."""
 
 
+@dataclass(frozen=True, slots=True)
+class App:
+    process: psutil.Process
+    terminal: int
+    times: Path
+    """What it says of itself: keys and paints."""
+
+
 async def run(options: Options) -> Section:
     seen = {name: Seen() for name in (BARE, *options.few(SCREENS, 2))}
-    async with Fleet(options.folder / "fleet", ()) as fleet:
+    async with AsyncExitStack() as stack:
+        fleet = await stack.enter_async_context(Fleet(options.folder / "fleet", ()))
         node = await fleet.add("pi")
         local = await node.until_up()
-        async with Crowd(local.url, node.creds, nodes=NODES, jobs=JOBS):
-            await asyncio.sleep(2)
-            for round in range(options.rounds):
-                for name, found in seen.items():
-                    options.say(f"tui: round {round + 1} of {options.rounds}, {name}")
-                    await _measure(options, node, name, found)
+        await stack.enter_async_context(Crowd(local.url, node.creds, nodes=NODES, jobs=JOBS))
+        await asyncio.sleep(2)
+        apps = {name: await stack.enter_async_context(_shown(name, options.folder / name, node)) for name in seen}
+        await asyncio.gather(*(_on_view(app) for app in apps.values()))
+        await asyncio.sleep(SETTLE_S)
+        for round in range(options.rounds):
+            options.say(f"tui: round {round + 1} of {options.rounds}")
+            await _rest(apps, seen, options.few_or_many(WATCH_S / 2, WATCH_S))
+            for name, app in apps.items():
+                await _press(app, seen[name], options.few_or_many(PRESSES // 2, PRESSES))
     return _section(seen)
 
 
-async def _measure(options: Options, node: Node, name: str, found: Seen) -> None:
-    times = options.folder / f"{name}-{len(found.key_ms)}"
-    async with _shown(name, times, node) as (app, terminal):
-        await asyncio.sleep(SETTLE_S)
-        before, painted, began = _cpu_s(app), _paints(times), time.monotonic()
-        await asyncio.sleep(options.few_or_many(WATCH_S / 4, WATCH_S))
-        lasted = time.monotonic() - began
-        found.cpu_percent.append((_cpu_s(app) - before) / lasted * 100)
-        found.paints_per_s.append((_paints(times) - painted) / lasted)
-        found.rss_mib.append(app.memory_info().rss / 2**20)
-        pressed = await _pressed(terminal, options.few_or_many(PRESSES // 4, PRESSES))
-        keys = _answered(pressed, _lines(times))
-        found.keys_ms += keys
-        found.key_ms.append(percentile(keys, 0.5))
+async def _on_view(app: App) -> None:
+    async with asyncio.timeout(START_S):
+        while not _paints(app.times):  # noqa: ASYNC110 - another process paints
+            await asyncio.sleep(0.1)
+
+
+async def _rest(apps: dict[str, App], seen: dict[str, Seen], seconds: float) -> None:
+    """All of them at once."""
+    before = {name: (_cpu_s(app.process), _paints(app.times)) for name, app in apps.items()}
+    began = time.monotonic()
+    await asyncio.sleep(seconds)
+    lasted = time.monotonic() - began
+    for name, app in apps.items():
+        cpu_s, painted = before[name]
+        seen[name].cpu_percent.append((_cpu_s(app.process) - cpu_s) / lasted * 100)
+        seen[name].paints_per_s.append((_paints(app.times) - painted) / lasted)
+        seen[name].rss_mib.append(app.process.memory_info().rss / 2**20)
+
+
+async def _press(app: App, found: Seen, presses: int) -> None:
+    """One after the other; the others are at rest meanwhile."""
+    keys = await _answered(app, await _pressed(app.terminal, presses))
+    found.keys_ms += keys
+    found.key_ms.append(percentile(keys, 0.5))
 
 
 @asynccontextmanager
-async def _shown(name: str, times: Path, node: Node) -> AsyncIterator[tuple[psutil.Process, int]]:
-    """An app in a terminal of its own; the descriptor takes keys. Raises RuntimeError if it ends by itself."""
+async def _shown(name: str, times: Path, node: Node) -> AsyncIterator[App]:
+    """An app in a terminal of its own, which takes keys. Raises RuntimeError if it ends by itself."""
     app, terminal = _in_a_terminal([name, str(times), str(node.state)])
     said = bytearray()
     loop = asyncio.get_running_loop()
     loop.add_reader(terminal, _drain, terminal, said)
     try:
-        yield psutil.Process(app.pid), terminal
+        yield App(psutil.Process(app.pid), terminal, times)
     finally:
         ended = app.poll()
         loop.remove_reader(terminal)
@@ -123,23 +150,31 @@ async def _pressed(terminal: int, presses: int) -> list[float]:
         pressed.append(time.monotonic())
         os.write(terminal, DOWN if number % 20 < 10 else UP)
         await asyncio.sleep(PAUSE_S)
-    await asyncio.sleep(0.5)
     return pressed
 
 
-def _answered(pressed: list[float], lines: list[str]) -> list[float]:
+async def _answered(app: App, pressed: list[float]) -> list[float]:
+    """Milliseconds from each press to the paint. Raises RuntimeError if many have none."""
+    until, found = time.monotonic() + ANSWER_S, list[float]()
+    while len(found) < len(pressed) and time.monotonic() < until:
+        await asyncio.sleep(0.05)
+        found = _matched(pressed, _lines(app.times))
+    if len(found) < len(pressed) * 0.9:
+        raise RuntimeError(f"only {len(found)} of {len(pressed)} keys were answered by a paint")
+    return found
+
+
+def _matched(pressed: list[float], lines: list[str]) -> list[float]:
     """Milliseconds from each press to the end of the paint that follows it: keys are taken in the order of the
     presses, and a key's paint is the first one that ends after it was taken in.
     """
-    events = [(what, float(when)) for what, _, when in (line.partition(" ") for line in lines)]
+    events = [(what, float(when)) for what, _, when in (line.partition(" ") for line in lines) if when]
     taken = [place for place, (what, when) in enumerate(events) if what == "key" and when >= pressed[0]]
     found = []
     for press, place in zip(pressed, taken, strict=False):
         painted = next((when for what, when in events[place:] if what == "paint"), None)
         if painted is not None:
             found.append((painted - press) * 1e3)
-    if len(found) < len(pressed) * 0.9:
-        raise RuntimeError(f"only {len(found)} of {len(pressed)} keys were answered by a paint")
     return found
 
 
@@ -185,7 +220,8 @@ def _section(seen: dict[str, Seen]) -> Section:
                 columns,
                 rows,
                 [
-                    "CPU: part of one core, nobody presses a key.",
+                    "CPU: part of one core, nobody presses a key. All are on view at once, each in a terminal of its"
+                    " own; one at a time gets keys.",
                     "Key to paint: from the write into the terminal to the end of the app's write after it took the"
                     " key in. At rest the app paints some 4 to 6 times a second, so a few of the keys may be"
                     " matched with a paint that was under way.",

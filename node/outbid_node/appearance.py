@@ -29,6 +29,7 @@ class Appearance:
         self._node = node
         self._seq = 0
         self._on_air: dict[str, str] = {}
+        self._told: Presence | None = None
         self._background: set[asyncio.Task[None]] = set()
 
     def _missing(self) -> dict[str, str]:
@@ -40,7 +41,7 @@ class Appearance:
     def presence(self) -> Presence:
         node = self._node
         self._seq += 1
-        return Presence(
+        self._told = Presence(
             node=node.id,
             name=node.name,
             version=version(),
@@ -54,7 +55,7 @@ class Appearance:
             pulled=node.files.held(),
             offers=node.worker.offers(),
             missing=self._missing(),
-            box=public_of(node.private_key).hex(),
+            box=self._box,
             revoked=node.admin.revoked_digest(),
             trouble=self._trouble(),
             held=node.durable.mirroring.trouble,
@@ -66,6 +67,11 @@ class Appearance:
             guest=node.is_guest,
             wants=node.waiting.wants(),
         )
+        return self._told
+
+    @functools.cached_property
+    def _box(self) -> str:
+        return public_of(self._node.private_key).hex()
 
     def _trouble(self) -> tuple[str, ...]:
         error = self._node.backbone.jetstream_error
@@ -87,10 +93,9 @@ class Appearance:
             write_context(local)
 
     def update_on_air(self) -> None:
-        """What others see of this node by multicast, if it is not what they see already."""
-        node = self._node
-        resources, offers = node.resources.read(), node.worker.offers()
-        txt = announcement(resources, offers, self._on_air) | node.admin.announced()
+        """What others see of this node by multicast, if it is not what they see already: as in its last presence."""
+        node, told = self._node, self._told or self.presence()
+        txt = announcement(told.resources, told.offers, self._on_air) | node.admin.announced()
         if txt != self._on_air:
             self._on_air = txt
             task = asyncio.create_task(node.backbone.update_txt(txt))

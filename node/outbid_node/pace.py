@@ -13,14 +13,15 @@ _OFFSET_S = random.random()
 """Nodes on one machine, and those that share a clock, are not to wake at the same moment."""
 
 
-async def next_beat() -> None:
-    """Sleep until the next of the moments that this process has every BEAT_S."""
-    await asyncio.sleep(left_s())
+async def next_beat(beats: int = 1) -> None:
+    """Sleep until the next of the moments that this process has every so many times BEAT_S."""
+    await asyncio.sleep(left_s(beats))
 
 
-def left_s() -> float:
-    """Until that moment: from 1 ms to BEAT_S and 1 ms, because timers are exact to a millisecond, and one that is early
-    must not find the moment it just had.
+def left_s(beats: int = 1) -> float:
+    """Until that moment, of which each is also one with fewer beats that divide these: from 1 ms to `beats` and 1 ms,
+    because timers are exact to a millisecond, and one that is early must not find the moment it just had.
     """
-    seconds = BEAT_S - (asyncio.get_running_loop().time() + _OFFSET_S) % BEAT_S
-    return seconds if seconds > 0.001 else seconds + BEAT_S
+    period_s = beats * BEAT_S
+    seconds = period_s - (asyncio.get_running_loop().time() + _OFFSET_S) % period_s
+    return seconds if seconds > 0.001 else seconds + period_s

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from outbid_contracts.messages import Resources
+from outbid_node import aside
 from outbid_node.config_sections import PowerSection
 from outbid_node.power import meter as meter_module
 from outbid_node.power import rapl
@@ -75,7 +76,6 @@ async def test_the_machines_watts_are_told_with_its_resources(tmp_path: Path) ->
     for _ in range(2):
         await watched.beat()
     found = probe.read()
-    probe.close()
     assert (found.power_w, found.power_source) == (20.0, "rapl")
 
 
@@ -108,7 +108,8 @@ async def test_counters_that_may_not_be_read_are_said_once(
 async def test_a_driver_that_hangs_costs_the_cards_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(meter_module, "STUCK_S", 0.05)
+    monkeypatch.setattr(meter_module, "STUCK_S", 0.2)
+    monkeypatch.setattr(aside, "STUCK_S", 0.05)
     let_go = threading.Event()
 
     class HangingNvml(FakeNvml):

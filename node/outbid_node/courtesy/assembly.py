@@ -1,4 +1,4 @@
-"""Courtesy as a part of a node: looks once a second, tells the worker its terms, gives back what must not stay."""
+"""Courtesy as a part of a node: looks each second or two, tells the worker its terms, gives back what must not stay."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from outbid_contracts.codec import Format, decode
 from outbid_contracts.errors import InvalidRequest
 from outbid_contracts.ids import NodeId
 from outbid_contracts.messages import Message, Resources
-from outbid_node import pace
+from outbid_node import aside, pace
 from outbid_node.config_sections import CourtesySection
 from outbid_node.courtesy import pausing, quieting
 from outbid_node.courtesy.parts import Part, in_words, strictest
@@ -37,6 +38,9 @@ MAKE_ROOM_S = 10.0
 """So long after the person came, idle models go at once; later ones of his own stay loaded for KEEP_OWN_S."""
 
 KEEP_OWN_S = 60.0
+
+REST_BEATS = 2
+"""Between two looks while nothing runs here. Most of what is read is two seconds old or more."""
 
 
 class Courtesy:
@@ -79,12 +83,12 @@ class Courtesy:
     async def run(self) -> None:
         while True:
             await self.look()
-            await pace.next_beat()
+            await pace.next_beat(1 if self._worker.attempts else REST_BEATS)
 
     async def look(self) -> None:
         """Read and judge once. A fault of ours must not take the node down: then the terms stay as they were."""
         try:
-            self.judge(await asyncio.to_thread(self._watch.read, self._own()))
+            self.judge(await aside.read(partial(self._watch.read, self._own())))
             self._complaint = ""
         except Exception as error:
             if (told := repr(error)) != self._complaint:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import queue
 import threading
 import time
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TICK_S = 1.0
+TICK_S, REST_S = 1.0, 60.0
+"""The thread wakes without a batch after so long at least, and at most."""
 
 AGAIN_S = 60.0
 """How long a file that cannot be used is left alone before it is tried again."""
@@ -94,7 +96,7 @@ class Writer:
         """What came next, or a tick without anything; False at the end."""
         self._tell()
         try:
-            found = self._batches.get(timeout=TICK_S)
+            found = self._batches.get(timeout=self._rest_s())
         except queue.Empty:
             return True
         if found is None:
@@ -104,6 +106,11 @@ class Writer:
         else:
             self._on_written(found.seq, self._write(found))
         return True
+
+    def _rest_s(self) -> float:
+        """Until something is due."""
+        due = self._try_at if self._connection is None else min((task.due for task in self.tasks), default=math.inf)
+        return min(max(due - time.monotonic(), TICK_S), REST_S)
 
     def _open_if_due(self) -> None:
         if self._connection is None and time.monotonic() >= self._try_at:

@@ -15,7 +15,6 @@ import struct
 from typing import Any
 
 import msgspec
-import spake2
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -121,11 +120,18 @@ class Exchange:
     """SPAKE2 for one side. Both steps are some 15 ms of arithmetic: they run in a thread."""
 
     def __init__(self, secret: str, invitation: str, *, joiner: bool) -> None:
-        side = spake2.SPAKE2_A if joiner else spake2.SPAKE2_B
-        self._spake = side(secret.encode(), idA=b"joiner " + invitation.encode(), idB=b"inviter")
+        self._secret, self._invitation, self._joiner = secret.encode(), invitation.encode(), joiner
+        self._spake: Any = None
 
     async def start(self) -> bytes:
-        message: bytes = await asyncio.to_thread(self._spake.start)
+        return await asyncio.to_thread(self._start)
+
+    def _start(self) -> bytes:
+        import spake2  # 2 MiB, with what it loads: only for those who join or let join
+
+        side = spake2.SPAKE2_A if self._joiner else spake2.SPAKE2_B
+        self._spake = side(self._secret, idA=b"joiner " + self._invitation, idB=b"inviter")
+        message: bytes = self._spake.start()
         return message
 
     async def finish(self, other: bytes) -> bytes:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import queue
-import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from outbid_contracts.messages import Resources
-from outbid_node import pace
+from outbid_node import aside, pace
 from outbid_node.config_sections import PowerSection
 from outbid_node.power.account import Account, Spent
 from outbid_node.power.processor import Runner
@@ -28,8 +27,11 @@ BEAT_S = 0.1
 """Between readings while attempts are under way: RAPL and the cards' counters are good for milliseconds, and what a job
 takes after the last reading is a guess.
 """
-REST_S = 1.0
+REST_BEATS = 2
+REST_S = REST_BEATS * pace.BEAT_S
 """Between readings while nothing runs."""
+SHOWN_S = 1.0
+"""What is told of the machine is the mean of so long at least."""
 STUCK_S = 10.0
 """A reading that takes longer (a driver that hangs) is given up, and the cards with it; the next such, and all are."""
 
@@ -118,11 +120,11 @@ class EnergyMeter:
                 self._reader.close()
 
     async def _until_next(self) -> None:
-        """A beat while attempts are under way; while nothing runs one wake-up a second is enough."""
+        """A beat while attempts are under way; while nothing runs one wake-up in REST_S is enough."""
         if not self.account.active:
             self._begun.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pace.left_s()):
+                async with asyncio.timeout(pace.left_s(REST_BEATS)):
                     await self._begun.wait()
                     await asyncio.sleep(BEAT_S)
             return
@@ -164,7 +166,7 @@ class EnergyMeter:
     def _show(self, draw: Draw) -> None:
         joules, seconds = self._second
         joules, seconds = joules + draw.machine_w * draw.seconds, seconds + draw.seconds
-        if seconds >= REST_S or not self._now:
+        if seconds >= SHOWN_S or not self._now:
             self._now = {"power_w": round(joules / seconds, 1), "power_source": draw.source}
             joules = seconds = 0.0
         self._second = joules, seconds
@@ -188,27 +190,23 @@ class EnergyMeter:
 
 
 class Reader:
-    """A thread that runs one thing at a time and tells the loop the result. One that hangs holds nobody up."""
+    """Reads one thing at a time in `aside` and tells the loop the result. One that hangs holds nobody up."""
 
     def __init__(self, tell: Callable[[Draw | None], None]) -> None:
         self.busy = False
         self._tell = tell
         self._loop = asyncio.get_running_loop()
-        self._asked: queue.SimpleQueue[Callable[[], Draw | None] | None] = queue.SimpleQueue()
-        threading.Thread(target=self._run, name="power", daemon=True).start()
 
     def ask(self, read: Callable[[], Draw | None]) -> None:
         self.busy = True
-        self._asked.put(read)
+        aside.do(partial(self._read, read))
 
     def close(self) -> None:
         self._tell = lambda draw: None
-        self._asked.put(None)
 
-    def _run(self) -> None:
-        while (read := self._asked.get()) is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._done, _tried(read))
+    def _read(self, read: Callable[[], Draw | None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._done, _tried(read))
 
     def _done(self, draw: Draw | None) -> None:
         self.busy = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -13,6 +14,13 @@ class Files:
 
     def glob(self, pattern: str) -> list[Path]:
         return sorted(self.root.glob(pattern))
+
+    def names(self, folder: str) -> list[str]:
+        """Of what is in it; empty if there is no such folder."""
+        try:
+            return sorted(os.listdir(self.root / folder))  # noqa: PTH208 - ten times as fast, and asked each second
+        except OSError:
+            return []
 
 
 def text(file: Path) -> str | None:

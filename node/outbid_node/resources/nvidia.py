@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from outbid_contracts.messages import Gpu
@@ -19,9 +20,11 @@ NVIDIA = "0x10de"
 _DISPLAY = "0x03"
 """PCI class of display controllers."""
 
-
 LOAD_WINDOW_S = 5.0
 """Over which the load by process is a mean."""
+
+IMPORT_AGE_S = 60.0
+"""Between two looks for a package that was not installed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,9 @@ class Nvidia:
         self._nvml = nvml
         self._begun = False
         self._last: list[Gpu] = []
+        self._devices: list[str] = []
+        self._cards: list[Path] = []
+        self._import_at = float("-inf")
 
     def read(self) -> list[Gpu]:
         """Raises NvmlMissing, or an NVMLError that concerns the whole driver; the next read starts afresh."""
@@ -107,21 +113,19 @@ class Nvidia:
 
     def _sleeping(self) -> list[bool]:
         """Of each NVIDIA display controller that Linux sees, whether it is powered down. NVML would wake it."""
-        devices = self._files.glob("sys/bus/pci/devices/*")
-        mine = [device for device in devices if text(device / "vendor") == NVIDIA]
-        return [asleep(device) for device in mine if (text(device / "class") or "").startswith(_DISPLAY)]
+        devices = self._files.names("sys/bus/pci/devices")
+        if devices != self._devices:
+            self._devices, self._cards = devices, [*filter(_is_card, self._files.glob("sys/bus/pci/devices/*"))]
+        return [asleep(card) for card in self._cards]
 
     def _begin(self, *, has_gpu: bool) -> bool:
         """False if there is no driver."""
         if self._begun:
             return True
-        if self._nvml is None:
-            try:
-                self._nvml = importlib.import_module("pynvml")
-            except ImportError:
-                if has_gpu:
-                    raise NvmlMissing("nvidia-ml-py is not installed; pip install 'outbid[nvidia]'") from None
-                return False
+        if self._nvml is None and not self._import():
+            if has_gpu:
+                raise NvmlMissing("nvidia-ml-py is not installed; pip install 'outbid[nvidia]'")
+            return False
         try:
             self._nvml.nvmlInit()
         except self._nvml.NVMLError as error:
@@ -131,6 +135,15 @@ class Nvidia:
             raise
         self._begun = True
         return True
+
+    def _import(self) -> bool:
+        """Looking for a package in vain reads every folder of Python's path: 0.3 ms."""
+        if time.monotonic() < self._import_at:
+            return False
+        self._import_at = time.monotonic() + IMPORT_AGE_S
+        with suppress(ImportError):
+            self._nvml = importlib.import_module("pynvml")
+        return self._nvml is not None
 
     def _end(self) -> None:
         self._begun = False
@@ -170,6 +183,10 @@ class Nvidia:
             if getattr(error, "value", None) in lost:
                 raise
             return None
+
+
+def _is_card(device: Path) -> bool:
+    return text(device / "vendor") == NVIDIA and (text(device / "class") or "").startswith(_DISPLAY)
 
 
 def _idle(gpu: Gpu) -> Gpu:

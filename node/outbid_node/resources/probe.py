@@ -1,22 +1,21 @@
-"""Resources of this machine for the presence message: what is cheap at once, the rest by a thread, each part alone."""
+"""Resources of this machine for the presence message: what is cheap at once, the rest in `aside`, each part alone."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import queue
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from outbid_contracts.messages import Gpu, Resources
+from outbid_node import aside
 from outbid_node.resources import apple, battery, temperatures
 from outbid_node.resources.amd import Amd
 from outbid_node.resources.files import Files
@@ -30,6 +29,8 @@ BATTERY_AGE_S = 1.0
 GPU_AGE_S = 2.0
 TEMPERATURE_AGE_S = 5.0
 STORAGE_AGE_S = 10.0
+NOTHING_AGE_S = 10.0
+"""Of a part that found nothing: no battery, no such card."""
 ONCE_S = float("inf")
 STUCK_S = 30.0
 """A part that takes longer (a network disk that is gone) counts as unknown until it answers."""
@@ -39,7 +40,7 @@ Values = dict[str, Any]
 
 @dataclass(slots=True)
 class Part:
-    """Something that the reader's thread reads at most every `age_s` seconds."""
+    """Something that is read at most every `age_s` seconds."""
 
     name: str
     age_s: float
@@ -51,6 +52,11 @@ class Part:
     """Since when it is being read; None while it is not, infinity once it has been given up."""
     complaint: str = ""
     done: bool = False
+
+    @property
+    def next_s(self) -> float:
+        nothing = self.done and not self.complaint and not any(self.values.values())
+        return max(self.age_s, NOTHING_AGE_S) if nothing else self.age_s
 
 
 class ResourceProbe:
@@ -66,7 +72,6 @@ class ResourceProbe:
         self._fast_due = float("-inf")
         self._cpu_times: Sequence[float] | None = None
         self._parts = _parts(storage, Files(root), nvml, platform)
-        self._reader: Reader | None = None
         self.drawn: Callable[[], Values] = dict
         """`power_w` and `power_source`, from the meter."""
 
@@ -87,12 +92,6 @@ class ResourceProbe:
             await asyncio.sleep(0.01)
             found = self.read()
         return found
-
-    def close(self) -> None:
-        """End the thread; a later `read` starts another."""
-        if self._reader is not None:
-            self._reader.end()
-            self._reader = None
 
     def _put_together(self) -> Resources:
         values = self._fast | self.drawn()
@@ -132,40 +131,13 @@ class ResourceProbe:
     # -- the parts ------------------------------------------------------------------------------------------------
 
     def _ask_for_old_parts(self, now: float) -> None:
-        if self._reader is None:
-            self._reader = Reader()
         for part in self._parts:
             if part.began is not None and now - part.began > STUCK_S:
                 _complain(part, f"no answer for {STUCK_S:.0f} s")
                 part.began = float("inf")
-                self._reader = self._reader.replaced()
             if not part.asked and now >= part.due:
-                part.asked, part.due = True, now + part.age_s
-                self._reader.parts.put(part)
-
-
-class Reader:
-    """One thread for all parts: starting one for each would make the event loop wait for it to be scheduled."""
-
-    def __init__(self) -> None:
-        self.parts: queue.SimpleQueue[Part | None] = queue.SimpleQueue()
-        threading.Thread(target=self._run, name="resources", daemon=True).start()
-
-    def _run(self) -> None:
-        while (part := self.parts.get()) is not None:
-            _refresh(part)
-
-    def end(self) -> None:
-        self.parts.put(None)
-
-    def replaced(self) -> Reader:
-        """Another one for what waits behind a part that does not come back. If it does, the old thread ends."""
-        other = Reader()
-        with suppress(queue.Empty):
-            while True:
-                other.parts.put(self.parts.get_nowait())
-        self.end()
-        return other
+                part.asked, part.due = True, now + part.next_s
+                aside.do(partial(_refresh, part))
 
 
 def _refresh(part: Part) -> None:
