@@ -355,6 +355,7 @@ class Wiring:
         self.pinning.keep()
         self.admin.inviter.sweep()
         self.appearance.update_on_air()
+        self.backbone.suit(len(self.registry))
         expires_s = self.member.expires_s if self.member else None
         if expires_s is not None and time.time() > expires_s:
             log.warning("this guest's time is over; it leaves the mesh", extra={"action": "guest_expired"})

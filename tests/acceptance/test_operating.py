@@ -127,6 +127,7 @@ async def test_an_evicted_model_finishes_its_job_and_leaves_and_is_loaded_again_
     pair: tuple[NodeProcess, NodeProcess],
 ) -> None:
     async with mesh_of(pair[0]) as mesh:
+        await until_model(mesh, "b", "x", warm=False)  # from the tests before
         asked = {"text": "long", "delay_s": 1.0, "model": "x"}
         job = asyncio.create_task(mesh.run(ECHO, asked, policy=ON_B))
         await until_model(mesh, "b", "x", warm=True)

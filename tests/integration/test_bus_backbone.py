@@ -26,6 +26,7 @@ from outbid_contracts.errors import InvalidConfig
 from outbid_contracts.ids import NodeId, new_node_id
 from outbid_node.bus import ports
 from outbid_node.bus.backbone import Backbone
+from outbid_node.bus.router import FEW, MANY, PING_S, RARE_PING_S
 from outbid_node.identity.keys import MeshKey
 from outbid_node.identity.node import Identity
 from tests.waiting import hears, until
@@ -172,6 +173,25 @@ async def test_nothing_is_linked_before_the_daemon_is_signed_in(fleet: Fleet, tm
         await until(lambda: "leafnodes" in late.ledger.server.config_file.read_text())
     finally:
         await late.stop()
+
+
+async def test_routers_of_many_nodes_ping_each_other_less_often_and_no_link_breaks_by_it(fleet: Fleet) -> None:
+    a, b = [await fleet.add() for _ in range(2)]
+    await fleet.whole()
+    router, lost = a.backbone.router.server, a.nc.stats["reconnects"]
+    pid = router.pid
+
+    async def sized(nodes: int, said: str) -> None:
+        a.backbone.suit(nodes)
+        await until(lambda: f"Reloaded: ping_interval = {said}" in router.log_file.read_text())
+        assert await a.reaches(b)
+
+    await sized(MANY, f"{RARE_PING_S}s")
+    a.backbone.suit(FEW + 1)
+    assert not a.backbone.router.suit(MANY - 1), "a mesh that is neither keeps what it has"
+    await sized(FEW, f"{PING_S}s")
+    assert router.pid == pid
+    assert a.nc.stats["reconnects"] == lost
 
 
 async def test_a_lone_node_runs_no_router(fleet: Fleet) -> None:

@@ -153,6 +153,7 @@ async def test_a_pull_goes_to_the_machine_of_the_form_and_delete_asks_first(dash
         await pilot.press("enter")
         await shown(pilot, lambda: any("tiny" in key and laptop in key for key in listed(app)))
         await shown(pilot, lambda: not cast(ModelsScreen, app.screen).pulls)
+        await shown(pilot, lambda: any("tiny" in key and laptop in key for key in listed(app)))
         (key,) = [key for key in listed(app) if "tiny" in key and laptop in key]
         app.screen.query_one(LiveTable).choose(key)
         await pilot.press("d")

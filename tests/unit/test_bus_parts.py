@@ -95,6 +95,7 @@ def test_router_config_is_accepted_by_the_server(tmp_path: Path, identity: Ident
             bind="::1",
             route_port=21002,
             leaf_port=21003,
+            ping_s=3,
             routes=["127.0.0.1:6222", "[::1]:6222", "studio.local:6222"],
             identity=identity,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -30,6 +31,9 @@ ASKED_AT_ONCE = 20
 
 ASK_EVERY_S = 0.2
 
+KNOWN_AFTER_S = 1.0
+"""After the first event all nodes know that somebody looks on."""
+
 
 class Feed:
     """`run` until cancelled, also before there is a node to connect to. `on_change` is called on the event loop with
@@ -46,6 +50,8 @@ class Feed:
         self._asked: set[str] = set()
         """The boots of the nodes that were there when jobs were listed last."""
         self._lost = False
+        self._heard_at = math.inf
+        """When the first event came."""
         self.log_level: LogLevel = "info"
         self._follow_anew = asyncio.Event()
         self._recall = asyncio.Event()
@@ -139,6 +145,7 @@ class Feed:
                 self._missed()
                 self._link("")
             case _:
+                self._heard_at = min(self._heard_at, time.monotonic())
                 self._on_change(self.state.apply(event))
                 if self.state.unknown:
                     self._ask_jobs.set()
@@ -177,10 +184,14 @@ class Feed:
         self._on_change("models")
 
     async def _list_jobs(self) -> None:
-        """What those tell who are there; from one that did not answer, or comes only now, jobs may be missing."""
+        """What those tell who are there; from one that did not answer, or comes only now, jobs may be missing. Of what
+        ended before all knew that somebody looks on no event came.
+        """
+        is_watched = time.monotonic() - self._heard_at > KNOWN_AFTER_S
         reply = await self.mesh.jobs(limit=JOBS)
         self._on_change(self.state.took_jobs(reply.jobs))
-        self._jobs_again_s = time.monotonic() + (LIST_EVERY_S if reply.silent else LIST_JOBS_EVERY_S)
+        is_sure = is_watched and not reply.silent
+        self._jobs_again_s = time.monotonic() + (LIST_JOBS_EVERY_S if is_sure else LIST_EVERY_S)
 
     async def _wait(self, seconds: float) -> None:
         with suppress(TimeoutError):

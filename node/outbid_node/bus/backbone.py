@@ -127,6 +127,11 @@ class Backbone:
         if self.discovery:
             await self.discovery.update(txt=txt)
 
+    def suit(self, nodes: int) -> None:
+        """So many nodes are in the mesh now."""
+        if self.router.suit(nodes):
+            self._changed.set()
+
     async def update_revocations(self, revoked: Mapping[str, int]) -> None:
         """Refuse these users: public key, and the time (Unix seconds) up to which its credentials are void. Those who
         are connected to this node are thrown out before this returns, or within 0.1 s.

@@ -66,20 +66,21 @@ def router(
     route_port: int,
     leaf_port: int,
     routes: Sequence[str],
+    ping_s: int,
     identity: Identity,
 ) -> str:
     """Core NATS in a full mesh of routes. `routes` is a few known peers as host:port; gossip tells the rest.
 
     A peer, whichever side called, must prove to have the mesh's route key (`pinned_certs`). `insecure` only leaves out
     that the name or address in its certificate fits the one called: nobody knows addresses in advance.
-    Pings every 3 s, twice: a frozen peer is let go after 6 to 9 s. `no_advertise`: the ledger is to know this router
-    only, and no client connects here.
+    Pings every `ping_s`, twice: at 3 s a frozen peer is let go after 6 to 9 s. `no_advertise`: the ledger is to know
+    this router only, and no client connects here.
     """
     urls = ", ".join(_quote(f"nats-route://{route}") for route in routes)
     lines = [
         *_head(server_name, client_port, log_file),
         identity.auth(),
-        "ping_interval: 3s",
+        f"ping_interval: {ping_s}s",
         "ping_max: 2",
         f"cluster {{ name: {_quote(cluster)}, listen: {_quote(listen(bind, route_port))}, pool_size: -1,"
         f" connect_retries: 1000000, no_advertise: true, {_route_tls(identity)}, routes: [ {urls} ] }}",

@@ -18,6 +18,14 @@ from outbid_node.identity.node import Identity
 
 log = logging.getLogger("outbid.bus")
 
+PING_S, RARE_PING_S = 3, 15
+"""Between two pings on each route; and in meshes of MANY nodes: with fifty a router would send and get 65 messages a
+second by pings alone (docs/decisions/0022-heartbeats-of-large-meshes.md).
+"""
+
+MANY, FEW = 17, 8
+"""From so many nodes on pings are rare, until there are so few again."""
+
 _PEER = re.compile(r"(\[[0-9A-Fa-f:.%a-z]+\]|[A-Za-z0-9_.-]+):(\d{1,5})\Z")
 
 
@@ -34,6 +42,7 @@ class Router:
         self.server_name = f"{identity.node}-router"
         self.routes: tuple[str, ...] = ()
         self.started = False
+        self._ping_s = PING_S
         self._identity = identity
         self._bind = bind
         self._wanted = route_port
@@ -79,6 +88,13 @@ class Router:
         self.routes = tuple(routes)
         await self.server.apply()
 
+    def suit(self, nodes: int) -> bool:
+        """For a mesh of so many nodes; True if `server.apply` is needed for it."""
+        before = self._ping_s
+        if nodes >= MANY or nodes <= FEW:
+            self._ping_s = PING_S if nodes <= FEW else RARE_PING_S
+        return self._ping_s != before
+
     async def stop(self) -> None:
         await self.server.stop()
 
@@ -119,6 +135,7 @@ class Router:
             route_port=self._route_port,
             leaf_port=self._leaf_port,
             routes=self.routes,
+            ping_s=self._ping_s,
             identity=self._identity,
         )
 
