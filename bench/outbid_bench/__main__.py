@@ -33,9 +33,9 @@ SUBSETS = {
     "models": "a model copied from node to node beside a plain TCP stream (root, Linux)",
     "history": "what recording costs; a file of ten million rows and how long it takes to look things up in it",
     "tui": "the dashboard with 100 nodes and 1,000 jobs: CPU at rest, from a key to the paint",
-    "weight": "memory, processor time at rest, start-up",
     "failure": "fifty times something is killed: until jobs run elsewhere, pauses of streams, what is lost",
     "lan": "five hosts on a network: until all see a new node, until all know that one is gone (root, Linux)",
+    "weight": "memory, processor time over ten minutes at rest, start-up, size",
     "simulate": "placement on a simulated clock: 5 to 1,000 nodes, other systems' rules, a clairvoyant (only if named)",
 }
 MEASURED = tuple(name for name in SUBSETS if name != "simulate")

@@ -41,7 +41,7 @@ CONTEXT = 1024
 """Tokens per slot; a conversation of five turns has 170."""
 TOKENS = {1: 24, 4: 12, 8: 24, 16: 8}
 """Of each answer, by level. The same for the levels that are compared with each other."""
-CHATS_ALONE = 3
+CHATS_ALONE = 2
 """In turns with the others in each round: the median of their first tokens counts, and one has too few pauses for the
 longest of a hundred.
 """

@@ -140,13 +140,13 @@ def _note_unanswered(found: Found, caller: Prototype) -> None:
 async def _round(
     found: Found, contenders: Mapping[str, Ask], auctions: Auctions, parts: Parts, options: Options
 ) -> None:
-    alone = await take_turns(contenders, blocks=options.few_or_many(2, 4), each=30)
+    alone = await take_turns(contenders, blocks=options.few_or_many(2, 3), each=25)
     for name, times in alone.items():
         found.p50.setdefault(name, []).append(percentile(times, 0.5))
         found.p99.setdefault(name, []).append(percentile(times, 0.99))
     for name, ask in contenders.items():
         before = parts.cpu_s()
-        seconds = options.few_or_many(0.5, 1.5 if name in (OUTBID, ASKED) else 0.7)
+        seconds = options.few_or_many(0.5, 1.2 if name in (OUTBID, PLAIN_ASKED) else 0.6)
         driven = await drive(submitting(ask), IN_FLIGHT, seconds)
         found.per_s.setdefault(name, []).append(driven.per_s)
         if name == OUTBID:
