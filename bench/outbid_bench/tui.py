@@ -38,10 +38,10 @@ PAUSE_S = 0.05
 
 MOST_CPU_PERCENT = 10.0
 MOST_KEY_MS = 50.0
-ANSWER_S = 5.0
-"""How long the last of the keys are waited for."""
+HOME_S, ANSWER_S = 0.5, 5.0
+"""How long the cursor gets to the top, and the last of the keys are waited for."""
 
-DOWN, UP = b"\x1b[B", b"\x1b[A"
+DOWN, UP, HOME = b"\x1b[B", b"\x1b[A", b"\x1b[H"
 
 
 @dataclass(slots=True)
@@ -144,7 +144,11 @@ def _drain(terminal: int, said: bytearray) -> None:
 
 
 async def _pressed(terminal: int, presses: int) -> list[float]:
-    """When each key was pressed. The cursor goes down and up again, so that every key changes something."""
+    """When each key was pressed. From the top the cursor goes down and up again, so that every key changes something
+    (in a list that grows a cursor that stays on its row is at the end some day).
+    """
+    os.write(terminal, HOME)
+    await asyncio.sleep(HOME_S)
     pressed: list[float] = []
     for number in range(presses):
         pressed.append(time.monotonic())

@@ -52,6 +52,7 @@ class Attempt:
         self.running_beside = max(0, offer.slots - offer.free)
         self.work = job.work
         """What the runner did, once it is through."""
+        self._expected = work
         promised = worker.offering.estimate(offer, work)
         self.promised_s, self.promised_p90_s = promised.finish_s, promised.finish_p90_s
         self.slower = worker.terms(worker.is_own(job.owner, durable=job.durable)).slower
@@ -164,7 +165,7 @@ class Attempt:
         room = self.worker.pool.room(capability, file)
         self.measured = message.measured
         if message.kept is not None:
-            self.work = work_done(self.job.work, message.kept)
+            self.work = work_done(self.job.work, self._expected, message.kept)
         run = Run(
             work=self.work,
             measured=message.measured,

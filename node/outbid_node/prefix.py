@@ -23,7 +23,6 @@ from outbid_contracts.capability import Capability, Reading
 from outbid_contracts.ids import NodeId
 from outbid_contracts.messages import Work
 from outbid_contracts.runner import Kept
-from outbid_node.estimate import less
 
 log = logging.getLogger(__name__)
 
@@ -128,12 +127,13 @@ class Holders:
         return next((node for node in found if node is not None), None)
 
 
-def work_done(work: Work, kept: Kept) -> Work:
-    """The work of a job without what its runner held before. An estimator that took the whole of it for done would
-    learn that reading is quick.
+def work_done(work: Work, expected: Work, kept: Kept) -> Work:
+    """The work of a job without what its runner held, as far as its node knew that and left it out of the `expected`.
+    An estimator that took the whole of it for done would learn that reading is quick. What a runner reuses beyond that
+    (the opening that a model's template puts before every chat) it reuses of the next jobs, too: that is its speed.
     """
     shares = {unit: share for unit, share in kept.reused.items() if 0.0 < share <= 1.0}
-    return less(work, {unit: share * work.get(unit, 0.0) for unit, share in shares.items()})
+    return {unit: max(expected.get(unit, 0.0), amount * (1 - shares.get(unit, 0.0))) for unit, amount in work.items()}
 
 
 def _longest_first(prefix: bytes) -> Iterator[bytes]:

@@ -206,9 +206,15 @@ def test_a_job_that_waits_compares_nodes_by_what_they_said_they_hold() -> None:
 
 
 def test_a_runner_that_reused_what_it_held_did_less_work() -> None:
-    assert work_done(WORK, Kept(slot=0, reused={"prompt_tokens": 0.75})) == {"prompt_tokens": 85.0, "new_tokens": 10.0}
+    rest = less(WORK, {"prompt_tokens": 0.75 * 340})
+    assert work_done(WORK, rest, Kept(slot=0, reused={"prompt_tokens": 0.75})) == rest
+    assert work_done(WORK, rest, Kept(slot=0, reused={"prompt_tokens": 0.5}))["prompt_tokens"] == 170.0
     for absurd in (-1.0, 1.5, float("nan")):
-        assert work_done(WORK, Kept(slot=0, reused={"prompt_tokens": absurd})) == WORK
+        assert work_done(WORK, rest, Kept(slot=0, reused={"prompt_tokens": absurd})) == WORK
+
+
+def test_what_a_runner_reuses_of_every_job_counts_as_done_because_bids_count_it_too() -> None:
+    assert work_done(WORK, WORK, Kept(slot=0, reused={"prompt_tokens": 0.6})) == WORK
 
 
 # -- whom an owner asks ------------------------------------------------------------------------------------------------
