@@ -31,8 +31,6 @@ from outbid_contracts.messages import (
     Considered,
     Decline,
     Gpu,
-    JobList,
-    JobQuery,
     JobRecord,
     LeaseCheck,
     LeaseState,
@@ -41,6 +39,7 @@ from outbid_contracts.messages import (
     Resources,
 )
 from outbid_contracts.policy import Policy
+from outbid_contracts.requests import JobList, JobQuery
 
 KINDS = ("pi", "laptop", "nas", "gaming-pc", "workstation")
 MODELS = ("llama-3.1-8b-q4", "qwen2.5-14b-q4", "sdxl-turbo")

@@ -481,24 +481,3 @@ class JobRecord(Message, frozen=True, kw_only=True):
     after: tuple[JobId, ...] = ()
     reason: str = ""
     """Why it waits."""
-
-
-class JobQuery(Message, frozen=True, kw_only=True):
-    """Node to node: `get` one job, `list` the newest `limit` (optionally in one `state`), `cancel` one, or say which of
-    `jobs` are `known`.
-    """
-
-    verb: Literal["get", "list", "cancel", "known"]
-    job: JobId | None = None
-    jobs: tuple[JobId, ...] = ()
-    limit: int = 50
-    state: JobState | None = None
-    recall: bool = False
-    """With `get`: what only the history knows."""
-
-
-class JobList(Message, frozen=True, kw_only=True):
-    """`claimed`: those among the jobs asked for that a submit under way at this node is about to make."""
-
-    jobs: tuple[JobRecord, ...] = ()
-    claimed: tuple[JobId, ...] = ()

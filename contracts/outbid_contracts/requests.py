@@ -1,4 +1,4 @@
-"""What faces ask nodes: the request envelope, and the replies of the listing endpoints.
+"""What faces ask nodes: the request envelope, and the listing endpoints with what nodes ask each other for them.
 
 A request to a capability is one flat map: the capability's own parameters, and beside them the envelope's keys
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -197,6 +197,27 @@ class JobsReply(Message, frozen=True, kw_only=True):
     jobs: tuple[JobRecord, ...] = ()
     silent: tuple[str, ...] = ()
     """Names of nodes that did not answer in time: the list may lack their jobs."""
+
+
+class JobQuery(Message, frozen=True, kw_only=True):
+    """Node to node: `get` one job, `list` the newest `limit` (optionally in one `state`), `cancel` one, or say which of
+    `jobs` are `known`.
+    """
+
+    verb: Literal["get", "list", "cancel", "known"]
+    job: JobId | None = None
+    jobs: tuple[JobId, ...] = ()
+    limit: int = 50
+    state: JobState | None = None
+    recall: bool = False
+    """With `get`: what only the history knows."""
+
+
+class JobList(Message, frozen=True, kw_only=True):
+    """`claimed`: those among the jobs asked for that a submit under way at this node is about to make."""
+
+    jobs: tuple[JobRecord, ...] = ()
+    claimed: tuple[JobId, ...] = ()
 
 
 class ModelView(Message, frozen=True, kw_only=True):

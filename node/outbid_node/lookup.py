@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Collection
 from outbid_contracts import subjects
 from outbid_contracts.errors import UnknownJob
 from outbid_contracts.ids import JobId, NodeId
-from outbid_contracts.messages import JobList, JobQuery, JobRecord, JobState, Presence
+from outbid_contracts.messages import JobRecord, JobState, Presence
+from outbid_contracts.requests import JobList, JobQuery
 from outbid_node.client import Bus
 from outbid_node.durable.book import Book
 from outbid_node.durable.dependencies import States

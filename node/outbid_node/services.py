@@ -25,13 +25,13 @@ from outbid_contracts.messages import (
     CallForProposals,
     CancelAttempt,
     Job,
-    JobQuery,
     LeaseCheck,
     SaveCheckpoint,
     Settle,
     Settled,
 )
 from outbid_contracts.requests import (
+    JobQuery,
     JobRequest,
     JobsReply,
     JobsRequest,

@@ -21,12 +21,12 @@ from outbid_contracts.messages import (
     Capacity,
     Done,
     Job,
-    JobQuery,
     LeaseCheck,
     Offer,
     Presence,
     Settle,
 )
+from outbid_contracts.requests import JobQuery
 from tests.acceptance.node_peers.driver import Peer, PeerError, install
 from tests.fleet import NodeProcess, fleet
 

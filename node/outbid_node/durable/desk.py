@@ -44,9 +44,9 @@ from outbid_contracts.errors import (
 )
 from outbid_contracts.events import Finished, JobEvent
 from outbid_contracts.ids import JobId, NodeId, new_job_id
-from outbid_contracts.messages import Job, JobList, JobRecord, Presence
+from outbid_contracts.messages import Job, JobRecord, Presence
 from outbid_contracts.policy import Policy
-from outbid_contracts.requests import parse_params, parse_policy
+from outbid_contracts.requests import JobList, parse_params, parse_policy
 from outbid_contracts.roles import submitter_of
 from outbid_contracts.submitting import parse_submit
 from outbid_node.catalogue import Catalogue
